@@ -1,0 +1,49 @@
+"""Every error the daemon raises on purpose, each with what a person needs to act on it.
+
+    DaemonError                 reason (UPPER_SNAKE, stable), a sentence, a hint that says what to type
+    ├── ConfigError             settings that cannot be used                       (exit 78)
+    ├── ModelFileError          weights, config or tokenizer that cannot be used   (exit 78)
+    ├── RequestError            a request that can never succeed as it is          (INVALID_ARGUMENT)
+    ├── OverloadedError         one that may succeed later                         (RESOURCE_EXHAUSTED)
+    ├── NotBuiltError           a part of the contract that is not served yet      (UNIMPLEMENTED)
+    └── EngineError             the engine failed while it ran a step              (INTERNAL)
+
+Raised where the cause is known; `rpc` translates them once, `main` prints them once.
+"""
+
+
+class DaemonError(Exception):
+    """`reason` is a stable UPPER_SNAKE word for programs, `message` a sentence, `hint` what to do."""
+
+    def __init__(self, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(DaemonError):
+    """Settings that cannot be used."""
+
+
+class ModelFileError(DaemonError):
+    """Weights, a config or a tokenizer that cannot be used."""
+
+
+class RequestError(DaemonError):
+    """A request that can never succeed as it is."""
+
+
+class OverloadedError(DaemonError):
+    """A request that may succeed later."""
+
+
+class NotBuiltError(DaemonError):
+    """A part of the contract that this daemon does not serve."""
+
+
+class EngineError(DaemonError):
+    """The engine failed while it ran a step."""
