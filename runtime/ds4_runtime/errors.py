@@ -1,0 +1,38 @@
+"""Every error of the runtime: what a process needs around its work and could not get.
+
+    SetupError                  reason (UPPER_SNAKE, stable), a sentence, a hint that says what to type
+    ├── AddressError            a home or a socket path that cannot be used
+    ├── DirectoryError          a directory or file that is not private to this user
+    └── AlreadyRunningError     another process holds the lock; `pid` is its number, 0 if unknown
+
+All of them are configuration faults for a process that starts: `main` prints them once and leaves with 78.
+"""
+
+
+class SetupError(Exception):
+    """`reason` is a stable UPPER_SNAKE word for programs, `message` a sentence, `hint` what to do."""
+
+    def __init__(self, reason: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class AddressError(SetupError):
+    """A home or a socket path that cannot be used."""
+
+
+class DirectoryError(SetupError):
+    """A directory or file that is not private to this user."""
+
+
+class AlreadyRunningError(SetupError):
+    """Another process holds the lock of this service."""
+
+    def __init__(self, message: str, hint: str, pid: int) -> None:
+        super().__init__("ALREADY_RUNNING", message, hint)
+        self.pid = pid
