@@ -1,0 +1,1 @@
+"""Generated code of the contract; see proto/ds4/v1. Do not edit."""
