@@ -5,7 +5,7 @@ Looking after a process: what it does, what it holds, how to stop it."""
 
 from collections import abc as _abc
 from ds4.v1 import inference_pb2 as _inference_pb2
-from ds4.v1 import kvcache_pb2 as _kvcache_pb2
+from ds4.v1 import kvstore_pb2 as _kvstore_pb2
 from ds4.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -160,7 +160,7 @@ class StatusResponse(_message.Message):
         """ds4-daemon: its link to the KV cache service."""
 
     @_builtins.property
-    def kv_cache(self) -> _kvcache_pb2.StatResponse:
+    def kv_cache(self) -> _kvstore_pb2.StatResponse:
         """ds4-kvcache: the cache."""
 
     @_builtins.property
@@ -174,7 +174,7 @@ class StatusResponse(_message.Message):
         model: Global___ModelStatus | None = ...,
         engine: Global___EngineStatus | None = ...,
         kv_link: Global___KvLinkStatus | None = ...,
-        kv_cache: _kvcache_pb2.StatResponse | None = ...,
+        kv_cache: _kvstore_pb2.StatResponse | None = ...,
         kernels: _abc.Iterable[Global___KernelStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "kv_cache", b"kv_cache", "kv_link", b"kv_link", "model", b"model", "process", b"process"]  # noqa: Y015

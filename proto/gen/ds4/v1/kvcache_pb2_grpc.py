@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from ds4.v1 import kvcache_pb2 as ds4_dot_v1_dot_kvcache__pb2
+from ds4.v1 import kvstore_pb2 as ds4_dot_v1_dot_kvstore__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -73,43 +74,43 @@ class KvCacheStub:
                 _registered_method=True)
         self.Stat = channel.unary_unary(
                 '/ds4.v1.KvCache/Stat',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.StatRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.StatResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.StatRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.StatResponse.FromString,
                 _registered_method=True)
         self.List = channel.unary_unary(
                 '/ds4.v1.KvCache/List',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.ListRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.ListResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.ListRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.ListResponse.FromString,
                 _registered_method=True)
         self.Inspect = channel.unary_unary(
                 '/ds4.v1.KvCache/Inspect',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.InspectRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.InspectResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.InspectRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.InspectResponse.FromString,
                 _registered_method=True)
         self.Evict = channel.unary_unary(
                 '/ds4.v1.KvCache/Evict',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.EvictRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.EvictResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.EvictRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.EvictResponse.FromString,
                 _registered_method=True)
         self.Pin = channel.unary_unary(
                 '/ds4.v1.KvCache/Pin',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.PinRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.PinResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.PinRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.PinResponse.FromString,
                 _registered_method=True)
         self.Verify = channel.unary_stream(
                 '/ds4.v1.KvCache/Verify',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.VerifyRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.VerifyResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.VerifyResponse.FromString,
                 _registered_method=True)
         self.Compact = channel.unary_unary(
                 '/ds4.v1.KvCache/Compact',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.CompactRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.CompactResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.CompactRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.CompactResponse.FromString,
                 _registered_method=True)
         self.Purge = channel.unary_unary(
                 '/ds4.v1.KvCache/Purge',
-                request_serializer=ds4_dot_v1_dot_kvcache__pb2.PurgeRequest.SerializeToString,
-                response_deserializer=ds4_dot_v1_dot_kvcache__pb2.PurgeResponse.FromString,
+                request_serializer=ds4_dot_v1_dot_kvstore__pb2.PurgeRequest.SerializeToString,
+                response_deserializer=ds4_dot_v1_dot_kvstore__pb2.PurgeResponse.FromString,
                 _registered_method=True)
 
 
@@ -263,43 +264,43 @@ def add_KvCacheServicer_to_server(servicer, server):
             ),
             'Stat': grpc.unary_unary_rpc_method_handler(
                     servicer.Stat,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.StatRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.StatResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.StatRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.StatResponse.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.ListRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.ListResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.ListRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.ListResponse.SerializeToString,
             ),
             'Inspect': grpc.unary_unary_rpc_method_handler(
                     servicer.Inspect,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.InspectRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.InspectResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.InspectRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.InspectResponse.SerializeToString,
             ),
             'Evict': grpc.unary_unary_rpc_method_handler(
                     servicer.Evict,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.EvictRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.EvictResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.EvictRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.EvictResponse.SerializeToString,
             ),
             'Pin': grpc.unary_unary_rpc_method_handler(
                     servicer.Pin,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.PinRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.PinResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.PinRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.PinResponse.SerializeToString,
             ),
             'Verify': grpc.unary_stream_rpc_method_handler(
                     servicer.Verify,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.VerifyRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.VerifyResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.VerifyRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.VerifyResponse.SerializeToString,
             ),
             'Compact': grpc.unary_unary_rpc_method_handler(
                     servicer.Compact,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.CompactRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.CompactResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.CompactRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.CompactResponse.SerializeToString,
             ),
             'Purge': grpc.unary_unary_rpc_method_handler(
                     servicer.Purge,
-                    request_deserializer=ds4_dot_v1_dot_kvcache__pb2.PurgeRequest.FromString,
-                    response_serializer=ds4_dot_v1_dot_kvcache__pb2.PurgeResponse.SerializeToString,
+                    request_deserializer=ds4_dot_v1_dot_kvstore__pb2.PurgeRequest.FromString,
+                    response_serializer=ds4_dot_v1_dot_kvstore__pb2.PurgeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -518,8 +519,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Stat',
-            ds4_dot_v1_dot_kvcache__pb2.StatRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.StatResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.StatRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.StatResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -545,8 +546,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/List',
-            ds4_dot_v1_dot_kvcache__pb2.ListRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.ListResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.ListRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.ListResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -572,8 +573,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Inspect',
-            ds4_dot_v1_dot_kvcache__pb2.InspectRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.InspectResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.InspectRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.InspectResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -599,8 +600,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Evict',
-            ds4_dot_v1_dot_kvcache__pb2.EvictRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.EvictResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.EvictRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.EvictResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -626,8 +627,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Pin',
-            ds4_dot_v1_dot_kvcache__pb2.PinRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.PinResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.PinRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.PinResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -653,8 +654,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Verify',
-            ds4_dot_v1_dot_kvcache__pb2.VerifyRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.VerifyResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.VerifyRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.VerifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -680,8 +681,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Compact',
-            ds4_dot_v1_dot_kvcache__pb2.CompactRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.CompactResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.CompactRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.CompactResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -707,8 +708,8 @@ class KvCache:
             request,
             target,
             '/ds4.v1.KvCache/Purge',
-            ds4_dot_v1_dot_kvcache__pb2.PurgeRequest.SerializeToString,
-            ds4_dot_v1_dot_kvcache__pb2.PurgeResponse.FromString,
+            ds4_dot_v1_dot_kvstore__pb2.PurgeRequest.SerializeToString,
+            ds4_dot_v1_dot_kvstore__pb2.PurgeResponse.FromString,
             options,
             channel_credentials,
             insecure,

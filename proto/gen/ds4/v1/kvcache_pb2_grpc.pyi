@@ -10,6 +10,7 @@ little endian), starting from a root of fingerprint and salt.
 
 from collections import abc as _abc
 from ds4.v1 import kvcache_pb2 as _kvcache_pb2
+from ds4.v1 import kvstore_pb2 as _kvstore_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -54,21 +55,21 @@ class KvCacheStub:
     """Gives a lease back."""
     Invalidate: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.InvalidateRequest, _kvcache_pb2.InvalidateResponse]
     """Drops a record whose restored state could not be used, and all below it."""
-    Stat: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.StatRequest, _kvcache_pb2.StatResponse]
+    Stat: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.StatRequest, _kvstore_pb2.StatResponse]
     """Figures of the whole cache."""
-    List: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.ListRequest, _kvcache_pb2.ListResponse]
+    List: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ListRequest, _kvstore_pb2.ListResponse]
     """Lists stored prefixes."""
-    Inspect: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.InspectRequest, _kvcache_pb2.InspectResponse]
+    Inspect: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.InspectRequest, _kvstore_pb2.InspectResponse]
     """Shows one block, its parts and its children."""
-    Evict: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.EvictRequest, _kvcache_pb2.EvictResponse]
+    Evict: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.EvictRequest, _kvstore_pb2.EvictResponse]
     """Drops what matches, least valuable first."""
-    Pin: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.PinRequest, _kvcache_pb2.PinResponse]
+    Pin: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.PinRequest, _kvstore_pb2.PinResponse]
     """Protects a prefix from eviction, or no longer."""
-    Verify: _grpc.UnaryStreamMultiCallable[_kvcache_pb2.VerifyRequest, _kvcache_pb2.VerifyResponse]
+    Verify: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.VerifyRequest, _kvstore_pb2.VerifyResponse]
     """Reads records and compares checksums and structure."""
-    Compact: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.CompactRequest, _kvcache_pb2.CompactResponse]
+    Compact: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.CompactRequest, _kvstore_pb2.CompactResponse]
     """Rewrites a store's file without its free pages."""
-    Purge: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.PurgeRequest, _kvcache_pb2.PurgeResponse]
+    Purge: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.PurgeRequest, _kvstore_pb2.PurgeResponse]
     """Deletes everything of a fingerprint or a salt for good."""
 
 @_typing.type_check_only
@@ -92,21 +93,21 @@ class KvCacheAsyncStub(KvCacheStub):
     """Gives a lease back."""
     Invalidate: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.InvalidateRequest, _kvcache_pb2.InvalidateResponse]  # type: ignore[assignment]
     """Drops a record whose restored state could not be used, and all below it."""
-    Stat: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.StatRequest, _kvcache_pb2.StatResponse]  # type: ignore[assignment]
+    Stat: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.StatRequest, _kvstore_pb2.StatResponse]  # type: ignore[assignment]
     """Figures of the whole cache."""
-    List: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.ListRequest, _kvcache_pb2.ListResponse]  # type: ignore[assignment]
+    List: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ListRequest, _kvstore_pb2.ListResponse]  # type: ignore[assignment]
     """Lists stored prefixes."""
-    Inspect: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.InspectRequest, _kvcache_pb2.InspectResponse]  # type: ignore[assignment]
+    Inspect: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.InspectRequest, _kvstore_pb2.InspectResponse]  # type: ignore[assignment]
     """Shows one block, its parts and its children."""
-    Evict: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.EvictRequest, _kvcache_pb2.EvictResponse]  # type: ignore[assignment]
+    Evict: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.EvictRequest, _kvstore_pb2.EvictResponse]  # type: ignore[assignment]
     """Drops what matches, least valuable first."""
-    Pin: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.PinRequest, _kvcache_pb2.PinResponse]  # type: ignore[assignment]
+    Pin: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.PinRequest, _kvstore_pb2.PinResponse]  # type: ignore[assignment]
     """Protects a prefix from eviction, or no longer."""
-    Verify: _aio.UnaryStreamMultiCallable[_kvcache_pb2.VerifyRequest, _kvcache_pb2.VerifyResponse]  # type: ignore[assignment]
+    Verify: _aio.UnaryStreamMultiCallable[_kvstore_pb2.VerifyRequest, _kvstore_pb2.VerifyResponse]  # type: ignore[assignment]
     """Reads records and compares checksums and structure."""
-    Compact: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.CompactRequest, _kvcache_pb2.CompactResponse]  # type: ignore[assignment]
+    Compact: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.CompactRequest, _kvstore_pb2.CompactResponse]  # type: ignore[assignment]
     """Rewrites a store's file without its free pages."""
-    Purge: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.PurgeRequest, _kvcache_pb2.PurgeResponse]  # type: ignore[assignment]
+    Purge: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.PurgeRequest, _kvstore_pb2.PurgeResponse]  # type: ignore[assignment]
     """Deletes everything of a fingerprint or a salt for good."""
 
 class KvCacheServicer(metaclass=_abc_1.ABCMeta):
@@ -173,65 +174,65 @@ class KvCacheServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Stat(
         self,
-        request: _kvcache_pb2.StatRequest,
+        request: _kvstore_pb2.StatRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.StatResponse, _abc.Awaitable[_kvcache_pb2.StatResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.StatResponse, _abc.Awaitable[_kvstore_pb2.StatResponse]]:
         """Figures of the whole cache."""
 
     @_abc_1.abstractmethod
     def List(
         self,
-        request: _kvcache_pb2.ListRequest,
+        request: _kvstore_pb2.ListRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.ListResponse, _abc.Awaitable[_kvcache_pb2.ListResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.ListResponse, _abc.Awaitable[_kvstore_pb2.ListResponse]]:
         """Lists stored prefixes."""
 
     @_abc_1.abstractmethod
     def Inspect(
         self,
-        request: _kvcache_pb2.InspectRequest,
+        request: _kvstore_pb2.InspectRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.InspectResponse, _abc.Awaitable[_kvcache_pb2.InspectResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.InspectResponse, _abc.Awaitable[_kvstore_pb2.InspectResponse]]:
         """Shows one block, its parts and its children."""
 
     @_abc_1.abstractmethod
     def Evict(
         self,
-        request: _kvcache_pb2.EvictRequest,
+        request: _kvstore_pb2.EvictRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.EvictResponse, _abc.Awaitable[_kvcache_pb2.EvictResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.EvictResponse, _abc.Awaitable[_kvstore_pb2.EvictResponse]]:
         """Drops what matches, least valuable first."""
 
     @_abc_1.abstractmethod
     def Pin(
         self,
-        request: _kvcache_pb2.PinRequest,
+        request: _kvstore_pb2.PinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.PinResponse, _abc.Awaitable[_kvcache_pb2.PinResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.PinResponse, _abc.Awaitable[_kvstore_pb2.PinResponse]]:
         """Protects a prefix from eviction, or no longer."""
 
     @_abc_1.abstractmethod
     def Verify(
         self,
-        request: _kvcache_pb2.VerifyRequest,
+        request: _kvstore_pb2.VerifyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_kvcache_pb2.VerifyResponse], _abc.AsyncIterator[_kvcache_pb2.VerifyResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_kvstore_pb2.VerifyResponse], _abc.AsyncIterator[_kvstore_pb2.VerifyResponse]]:
         """Reads records and compares checksums and structure."""
 
     @_abc_1.abstractmethod
     def Compact(
         self,
-        request: _kvcache_pb2.CompactRequest,
+        request: _kvstore_pb2.CompactRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.CompactResponse, _abc.Awaitable[_kvcache_pb2.CompactResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.CompactResponse, _abc.Awaitable[_kvstore_pb2.CompactResponse]]:
         """Rewrites a store's file without its free pages."""
 
     @_abc_1.abstractmethod
     def Purge(
         self,
-        request: _kvcache_pb2.PurgeRequest,
+        request: _kvstore_pb2.PurgeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_kvcache_pb2.PurgeResponse, _abc.Awaitable[_kvcache_pb2.PurgeResponse]]:
+    ) -> _typing.Union[_kvstore_pb2.PurgeResponse, _abc.Awaitable[_kvstore_pb2.PurgeResponse]]:
         """Deletes everything of a fingerprint or a salt for good."""
 
 def add_KvCacheServicer_to_server(servicer: KvCacheServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
