@@ -5,10 +5,12 @@ trailing metadata are `ds4-reason` and `ds4-hint` (percent-encoded: metadata mus
 defect: it is logged with its traceback, and the client is told INTERNAL. Installed by `server`.
 """
 
+from __future__ import annotations  # gRPC's classes are generic in their stubs only
+
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import grpc
@@ -18,8 +20,11 @@ import structlog
 REASON_KEY = "ds4-reason"
 HINT_KEY = "ds4-hint"
 
-_Behaviour = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Any]
-_Wrapped = Callable[[Any, grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]]
+if TYPE_CHECKING:
+    _Context = grpc.aio.ServicerContext[Any, Any]
+    _Handler = grpc.RpcMethodHandler[Any, Any]
+    _Behaviour = Callable[[Any, _Context], Any]
+    _Wrapped = Callable[[Any, _Context], Awaitable[Any]]
 
 _log = structlog.get_logger()
 
@@ -32,11 +37,9 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
-        ],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> _Handler | None:
         """The handler of the call, with its faults translated."""
         handler = await continuation(handler_call_details)
         if handler is None:  # gRPC answers UNIMPLEMENTED itself
@@ -46,7 +49,7 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
         kind += "_stream" if handler.response_streaming else "_unary"
         wrap = self._streaming if handler.response_streaming else self._single
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+        wrapped: _Handler = make(
             wrap(getattr(handler, kind), method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
@@ -54,7 +57,7 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _single(self, behaviour: _Behaviour, method: str) -> _Wrapped:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def answer(request: Any, context: _Context) -> Any:
             try:
                 response = behaviour(request, context)
                 return await response if inspect.isawaitable(response) else response
@@ -64,7 +67,7 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
         return answer
 
     def _streaming(self, behaviour: _Behaviour, method: str) -> _Wrapped:
-        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def answer(request: Any, context: _Context) -> None:
             try:
                 responses = behaviour(request, context)
                 if inspect.isawaitable(responses):
@@ -80,9 +83,7 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
 
         return answer
 
-    async def _abort(
-        self, error: Exception, method: str, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def _abort(self, error: Exception, method: str, context: _Context) -> None:
         if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)) or context.cancelled():
             raise error
         code, reason, message, hint = self._explain(error, method)

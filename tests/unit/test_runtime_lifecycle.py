@@ -1,0 +1,185 @@
+"""ds4_runtime.lifecycle: private directories, the lock held for life, the temporary folder, signals."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from ds4_runtime.address import Home
+from ds4_runtime.errors import AlreadyRunningError, DirectoryError
+from ds4_runtime.lifecycle import claim, lock_holder
+
+HOLDER = """
+import sys
+from ds4_runtime.address import Home
+from ds4_runtime.lifecycle import claim
+with claim(Home.find(sys.argv[1]), "daemon"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+STOPPER = """
+import asyncio, sys
+from ds4_runtime.lifecycle import stop_signals
+async def main():
+    with stop_signals() as stop:
+        print("ready", flush=True)
+        await stop.wait()
+        print("stopping", flush=True)
+        if len(sys.argv) > 1:
+            await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process that runs `code`, after it has said its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def mode(path: Path) -> int:
+    """The permission bits of `path`."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_claim_makes_private_directories(tmp_path: Path) -> None:
+    """Every directory of a new home is 0700, and the lock 0600, whatever the umask."""
+    home = Home(tmp_path / "deep" / "home")
+    umask = os.umask(0)
+    try:
+        with claim(home, "daemon") as tenancy:
+            for path in (home.path, home.run_dir, home.tmp_dir, home.log_dir, tenancy.tmp_dir):
+                assert mode(path) == 0o700
+            assert mode(home.lock("daemon")) == 0o600
+    finally:
+        os.umask(umask)
+
+
+def test_the_temporary_folder_is_exported_and_removed(tmp_path: Path) -> None:
+    """TMPDIR and tempfile name the private folder while the claim lasts, and what they named after it."""
+    before = os.environ.get("TMPDIR"), tempfile.gettempdir()
+    with claim(Home(tmp_path), "daemon") as tenancy:
+        assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(tenancy.tmp_dir)
+        (tenancy.tmp_dir / "kernel.so").write_bytes(b"x")
+    assert not tenancy.tmp_dir.exists()
+    assert (os.environ.get("TMPDIR"), tempfile.gettempdir()) == before
+
+
+def test_a_second_claim_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+    """A second process is told who holds the lock; when that one is gone it may have it."""
+    home = Home(tmp_path)
+    assert lock_holder(home, "daemon") is None
+    holder = start(HOLDER, str(tmp_path))
+    try:
+        assert lock_holder(home, "daemon") == holder.pid
+        with pytest.raises(AlreadyRunningError) as caught, claim(home, "daemon"):
+            pass
+        assert caught.value.pid == holder.pid
+        assert str(holder.pid) in caught.value.message
+        with claim(home, "kvcache"):
+            pass  # another service has its own lock
+    finally:
+        holder.communicate()
+    assert lock_holder(home, "daemon") is None
+    with claim(home, "daemon"):
+        assert lock_holder(home, "daemon") == os.getpid()
+
+
+def test_a_killed_holder_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """After SIGKILL the lock is free and the temporary folder left behind is removed by the next one."""
+    holder = start(HOLDER, str(tmp_path))
+    left = Home(tmp_path).tmp_dir / f"daemon-{holder.pid}"
+    holder.kill()
+    holder.communicate()
+    other = Home(tmp_path).tmp_dir / "kvcache-1"
+    other.mkdir()
+    assert left.is_dir()
+    with claim(Home(tmp_path), "daemon"):
+        assert not left.exists()
+        assert other.exists()  # that service may be alive
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    """Neither the home nor the run directory may be a link that leads elsewhere."""
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "home").mkdir(mode=0o700)
+    (tmp_path / "home" / "run").symlink_to(tmp_path / "real")
+    for name in ("link", "home"):
+        with (
+            pytest.raises(DirectoryError, match="symbolic link"),
+            claim(Home(tmp_path / name), "daemon"),
+        ):
+            pass
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_a_run_directory_open_to_others_is_refused(tmp_path: Path) -> None:
+    """A directory that others can enter is not silently used, and the hint repairs it."""
+    (tmp_path / "run").mkdir(mode=0o755)
+    (tmp_path / "run").chmod(0o755)
+    with pytest.raises(DirectoryError) as caught, claim(Home(tmp_path), "daemon"):
+        pass
+    assert caught.value.reason == "NOT_PRIVATE"
+    subprocess.run(caught.value.hint, shell=True, check=True)
+    with claim(Home(tmp_path), "daemon"):
+        pass
+
+
+def test_a_home_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    """Others must not be able to swap what is in a home; they may see that it exists."""
+    tmp_path.chmod(0o755)
+    with claim(Home(tmp_path), "daemon"):
+        pass
+    tmp_path.chmod(0o770)
+    with pytest.raises(DirectoryError), claim(Home(tmp_path), "daemon"):
+        pass
+
+
+def test_a_foreign_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of another user is refused by name."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    uid = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    with pytest.raises(DirectoryError) as caught, claim(Home(tmp_path), "daemon"):
+        pass
+    assert caught.value.reason == "FOREIGN_OWNER"
+
+
+def test_a_home_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
+    """A file in the way is told with its path and a hint."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DirectoryError) as caught, claim(Home(tmp_path / "file" / "home"), "daemon"):
+        pass
+    assert caught.value.reason == "HOME_NOT_USABLE"
+    assert "DS4_HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
+    """SIGTERM and SIGINT set the event and the process leaves in its own time with 0."""
+    process = start(STOPPER)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=10)
+    assert (out, process.returncode) == ("stopping\n", 0)
+
+
+def test_the_second_signal_ends_it(tmp_path: Path) -> None:
+    """A process that drains too long for somebody is ended by a second SIGTERM."""
+    process = start(STOPPER, "slowly")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopping\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
