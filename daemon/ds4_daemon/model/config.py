@@ -159,7 +159,7 @@ class ModelConfig:
         fixed = {key: value(key) for key in _GGUF_FIXED if value(key) is not None}
         _require(fixed, _GGUF_FIXED)
         raw = {name: value(key) for name, key in _GGUF_KEYS.items()}
-        raw["swiglu_limit"] = _single(raw["swiglu_limit"])
+        raw["swiglu_limit"] = _single(raw["swiglu_limit"], raw["num_hidden_layers"])
         return cls._build(raw, {name: value(key) for name, key in _GGUF_ROPE_KEYS.items()})
 
     @classmethod
@@ -247,11 +247,11 @@ def _positive(raw: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def _single(value: Any) -> Any:
+def _single(value: Any, layers: int) -> Any:
     """The one value of a per-layer array; files that differ by layer are not this network."""
     if not isinstance(value, np.ndarray):
         return value
-    if value.size == 0 or (value != value[0]).any():
+    if value.size == 0 or (value[:layers] != value[0]).any():
         raise _invalid("swiglu_limit", value.tolist(), "all layers must share one")
     return float(str(value[0]))
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ds4_daemon.errors import ModelFileError
 from ds4_daemon.model.config import ModelConfig
+from ds4_daemon.model.gguf_file import read_gguf
 from ds4_daemon.model.layout import Entry, Region, expert_name
 from ds4_daemon.model.safetensors_file import read_release
 from ds4_daemon.model.tensor import Bytes, Format, Tensor, scale_shape
@@ -25,7 +26,7 @@ TokenizerSource = Path | Mapping[str, Any] | None
 
 
 class ModelFiles:
-    """An opened and checked model. `tokenizer_source` is a tokenizer.json, GGUF metadata, or None."""
+    """An opened, checked model; `tokenizer_source` is a tokenizer.json, GGUF metadata, or None."""
 
     def __init__(
         self,
@@ -99,18 +100,25 @@ def open_model(path: Path) -> ModelFiles:
 
     Raises ModelFileError for anything that is missing, damaged, or not this network.
     """
-    if not path.exists():
-        raise ModelFileError("MODEL_NOT_FOUND", f"There is no model at {path}.", "check the path")
     try:
         if path.is_dir():
             config, paths, entries = read_release(path)
             tokenizer = path / "tokenizer.json"
             return ModelFiles(config, paths, entries, tokenizer if tokenizer.is_file() else None)
+        config, entries, metadata = read_gguf(path)
+        return ModelFiles(config, [path], entries, metadata)
+    except FileNotFoundError:
+        raise ModelFileError(
+            "MODEL_NOT_FOUND",
+            f"There is no model at {path}.",
+            "name a .gguf file or a folder of config.json and *.safetensors",
+        ) from None
     except OSError as error:
         raise ModelFileError(
-            "MODEL_UNREADABLE", f"{path} cannot be read: {error.strerror}.", "check the permissions"
+            "MODEL_UNREADABLE",
+            f"{path} cannot be read: {error.strerror}.",
+            "check the file and its permissions",
         ) from error
-    raise ModelFileError("MODEL_NOT_A_MODEL", f"{path} is not a model.", "")
 
 
 def _map(path: Path) -> mmap.mmap:

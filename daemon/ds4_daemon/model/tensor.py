@@ -40,7 +40,7 @@ class Format(Enum):
 
 
 def scale_shape(fmt: Format, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Shape of the separate e8m0 scales of a (out, in) tensor, None where blocks carry their own."""
+    """Shape of the separate e8m0 scales of an (out, in) tensor; None if blocks carry their own."""
     match fmt:
         case Format.FP8:
             return -(-shape[0] // 128), -(-shape[1] // 128)

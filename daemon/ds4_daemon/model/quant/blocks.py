@@ -89,7 +89,7 @@ def _iq2_xxs(blocks: Bytes) -> Floats:
     scale = half * (np.float32(0.5) + (word >> 28).astype(np.float32)) * np.float32(0.25)
     shifts = np.arange(0, 28, 7, dtype=np.uint32)
     index = ((word >> shifts) & 127) << 8 | groups[:, :, :4]  # (blocks, 8, 4)
-    out = codes.iq2_signed_grid()[index].reshape(-1, 8, 32)
+    out: Floats = codes.iq2_signed_grid()[index].reshape(-1, 8, 32)
     out *= scale
     return out
 

@@ -68,7 +68,7 @@ def _affine(rows: Bytes) -> Packed:
     blocks = rows.reshape(*rows.shape[:-1], -1, Format.Q8_0.block_bytes)  # (..., groups, 34)
     # q + 128 in unsigned bytes, so the bias is -128 d. In f32 both products are exact (11 + 8 bits)
     # and so is their sum; f16 scales would round it.
-    shifted = blocks[..., 2:] ^ 0x80
+    shifted: Bytes = blocks[..., 2:] ^ np.uint8(0x80)
     halves = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
     scales = halves.astype(np.float32)
     weight = _words(shifted.reshape(*rows.shape[:-1], -1))
@@ -78,7 +78,7 @@ def _affine(rows: Bytes) -> Packed:
 def _mxfp4(rows: Bytes) -> Packed:
     blocks = rows.reshape(*rows.shape[:-1], -1, Format.MXFP4.block_bytes)  # (..., groups, 17)
     codes = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)  # in order
-    pairs = codes[..., 0::2] | codes[..., 1::2] << 4  # even column in the low nibble
+    pairs: Bytes = codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)  # even column is low
     weight = _words(pairs.reshape(*rows.shape[:-1], -1))
     return Packed(weight, mx.array(blocks[..., 0]), None, 4, "mxfp4")
 
