@@ -1,0 +1,267 @@
+"""The network's operations in NumPy: what a CPU runs, in float32.
+
+MLX's CPU build multiplies matrices some fifty times slower than the BLAS inside NumPy and
+cannot be given kernels, so on a CPU the network runs over NumPy arrays from end to end.  The
+functions are shaped for decode, where the cost is the number of calls: few, in place, no
+temporaries that a call could avoid.  The state's buffers are NumPy arrays too.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from math import exp
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+
+from ds4_daemon.kernels.ops import Array, RowBuffer
+
+_F32 = np.float32
+_FP8_MAX = _F32(448)
+_FP4_MAX = _F32(6)
+
+
+class NumpyRows:
+    """A `RowBuffer` that appends in place: capacity doubles, dropped rows are reclaimed."""
+
+    def __init__(self, width: int) -> None:
+        self._data = np.empty((16, width), _F32)
+        self._start = self._end = 0
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    @property
+    def nbytes(self) -> int:
+        return self._data.nbytes
+
+    def view(self) -> Array:
+        return self._data[self._start : self._end]
+
+    def append(self, rows: Array) -> Array:
+        end = self._end + len(rows)
+        if end > len(self._data):
+            self._make_room(len(self) + len(rows))
+            end = self._end + len(rows)
+        self._data[self._end : end] = rows
+        self._end = end
+        return self._data[self._start : end]
+
+    def drop_first(self, count: int) -> None:
+        self._start += count
+
+    def _make_room(self, needed: int) -> None:
+        # At least twice what is held, so that moving rows is rare whether they grow or slide.
+        used = self.view()
+        if 2 * needed > len(self._data):
+            data = np.empty((2 * needed, self._data.shape[1]), _F32)
+            data[: len(used)] = used
+            self._data = data
+        else:
+            self._data[: len(used)] = used.copy()
+        self._start, self._end = 0, len(used)
+
+
+class NumpyOps:
+    """`Ops` over NumPy; see there for what each does."""
+
+    xp: ModuleType = np
+
+    def asarray(self, values: Array) -> Array:
+        return values
+
+    def numpy(self, array: Array) -> Array:
+        return array
+
+    def run(self, arrays: Sequence[Array]) -> None:
+        return None
+
+    def f32(self, x: Array) -> Array:
+        return x
+
+    def activation(self, x: Array) -> Array:
+        return x
+
+    def rows(self, width: int) -> RowBuffer:
+        return NumpyRows(width)
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        mean_square = np.vecdot(x, x)[..., None]
+        mean_square *= _F32(1 / x.shape[-1])
+        mean_square += _F32(eps)
+        np.sqrt(mean_square, out=mean_square)
+        y = x / mean_square
+        if weight is not None:
+            y *= weight
+        return y
+
+    def sigmoid(self, x: Array) -> Array:
+        # exp(-x) overflows to inf for very negative x, and 1 / (1 + inf) is the right 0.
+        with np.errstate(over="ignore"):
+            y = np.exp(-x)
+        y += _F32(1)
+        return np.reciprocal(y, out=y)
+
+    def softmax(self, x: Array, axis: int) -> Array:
+        y = x - x.max(axis=axis, keepdims=True)
+        np.exp(y, out=y)
+        y /= y.sum(axis=axis, keepdims=True)
+        return y
+
+    def swiglu(self, gate_up: Array, limit: float) -> Array:
+        width = gate_up.shape[-1] // 2
+        gate, up = gate_up[..., :width], gate_up[..., width:]
+        if limit != float("inf"):
+            gate = np.minimum(gate, _F32(limit))
+            up = np.clip(up, _F32(-limit), _F32(limit))
+        y = self.sigmoid(gate)
+        y *= gate
+        y *= up
+        return y
+
+    def router_scores(self, logits: Array) -> Array:
+        return np.sqrt(np.logaddexp(logits, _F32(0)))
+
+    def rope_table(self, positions: Array, inv_freq: Array) -> Array:
+        angles = np.asarray(positions, _F32)[..., None] * inv_freq
+        table = np.empty(angles.shape, np.complex64)
+        table.real = np.cos(angles)
+        table.imag = np.sin(angles)
+        return table
+
+    def rope(self, x: Array, cos_sin: Array, *, inverse: bool = False) -> Array:
+        # An interleaved pair is a complex number and its rotation a product.
+        pairs = x[..., -2 * cos_sin.shape[-1] :].view(np.complex64)
+        pairs *= cos_sin.conj() if inverse else cos_sin
+        return x
+
+    def sinkhorn(self, logits: Array, iterations: int, eps: float) -> Array:
+        if logits.shape[-1] == 4 and logits.shape[1] == 1:
+            # Decode: plain floats beat eighty NumPy calls on sixteen numbers, 20 µs to 100.  What
+            # decides is the tokens of one sequence, so its numbers do not depend on company.
+            flat = [_sinkhorn_4x4(m, iterations, eps) for m in logits.reshape(-1, 16).tolist()]
+            return np.array(flat, _F32).reshape(logits.shape)
+        e = _F32(eps)
+        c = self.softmax(logits, -1)
+        c += e
+        c /= c.sum(-2, keepdims=True) + e
+        for _ in range(iterations - 1):
+            c /= c.sum(-1, keepdims=True) + e
+            c /= c.sum(-2, keepdims=True) + e
+        return c
+
+    def fp8_round(self, x: Array) -> Array:
+        z, scale, inverse = _blocks(x, 64, floor=1e-4, largest=_FP8_MAX)
+        v = z * inverse
+        np.clip(v, -_FP8_MAX, _FP8_MAX, out=v)
+        # Normal codes keep three mantissa bits: round the float's own bits to nearest even.
+        bits = v.view(np.int32)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).view(_F32)
+        # Subnormal codes are multiples of 2^-9: adding 1.5·2^14 rounds to that unit.
+        subnormal = (v + _F32(24576)) - _F32(24576)
+        y = np.where(np.abs(v) < _F32(2.0**-6), np.copysign(subnormal, v), normal)
+        y *= scale
+        return y.reshape(x.shape)
+
+    def fp4_round(self, x: Array) -> Array:
+        z, scale, inverse = _blocks(x, 32, floor=6 * 2.0**-126, largest=_FP4_MAX)
+        v = z * inverse
+        np.clip(v, -_FP4_MAX, _FP4_MAX, out=v)
+        # One mantissa bit: the unit is 1/2 below 2, then 1, then 2; rint breaks ties to even.
+        size = np.abs(v)
+        unit = np.where(size < _F32(2), _F32(0.5), np.where(size < _F32(4), _F32(1), _F32(2)))
+        y = np.rint(v / unit)
+        y *= unit
+        y *= scale
+        return y.reshape(x.shape)
+
+    def hadamard(self, x: Array) -> Array:
+        return np.matmul(x, _hadamard_matrix(x.shape[-1]))
+
+    def attend(
+        self,
+        q: Array,
+        parts: Sequence[tuple[Array, Array | None]],
+        sink: Array,
+        scale: float,
+    ) -> Array:
+        n, heads, width = q.shape
+        flat = q.reshape(n * heads, width) * _F32(scale)
+        scores = np.empty((n, heads, sum(len(rows) for rows, _ in parts) + 1), _F32)
+        flat_scores = scores.reshape(n * heads, -1)
+        spans, at = [], 0
+        for rows, mask in parts:
+            span = slice(at, at + len(rows))
+            np.matmul(flat, rows.T, out=flat_scores[:, span])
+            if mask is not None:
+                np.copyto(scores[:, :, span], _F32(-np.inf), where=~mask[:, None, :])
+            spans.append(span)
+            at = span.stop
+        scores[:, :, at] = sink
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(-1, keepdims=True)
+        out = np.matmul(flat_scores[:, spans[0]], parts[0][0])
+        for span, (rows, _) in zip(spans[1:], parts[1:], strict=True):
+            out += np.matmul(flat_scores[:, span], rows)
+        return out.reshape(n, heads, width)
+
+    def top_k(self, scores: Array, k: int) -> Array:
+        if k >= scores.shape[-1]:
+            return np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
+        return np.argpartition(scores, -k, axis=-1)[..., -k:]
+
+    def top_k_mask(self, scores: Array, k: int) -> Array:
+        mask = np.zeros(scores.shape, bool)
+        np.put_along_axis(mask, self.top_k(scores, k), True, axis=-1)
+        return mask
+
+
+def _sinkhorn_4x4(m: list[float], iterations: int, eps: float) -> tuple[float, ...]:
+    """`Ops.sinkhorn` of one 4 × 4 matrix given as 16 numbers, in double precision."""
+    c: list[float] = []
+    for i in range(0, 16, 4):
+        top = max(m[i : i + 4])
+        row = [exp(v - top) for v in m[i : i + 4]]
+        total = sum(row)
+        c += [v / total + eps for v in row]
+    a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3 = c
+    for i in range(iterations):
+        if i:
+            r0 = 1 / (a0 + a1 + a2 + a3 + eps)
+            r1 = 1 / (b0 + b1 + b2 + b3 + eps)
+            r2 = 1 / (c0 + c1 + c2 + c3 + eps)
+            r3 = 1 / (d0 + d1 + d2 + d3 + eps)
+            a0, a1, a2, a3 = a0 * r0, a1 * r0, a2 * r0, a3 * r0
+            b0, b1, b2, b3 = b0 * r1, b1 * r1, b2 * r1, b3 * r1
+            c0, c1, c2, c3 = c0 * r2, c1 * r2, c2 * r2, c3 * r2
+            d0, d1, d2, d3 = d0 * r3, d1 * r3, d2 * r3, d3 * r3
+        r0 = 1 / (a0 + b0 + c0 + d0 + eps)
+        r1 = 1 / (a1 + b1 + c1 + d1 + eps)
+        r2 = 1 / (a2 + b2 + c2 + d2 + eps)
+        r3 = 1 / (a3 + b3 + c3 + d3 + eps)
+        a0, b0, c0, d0 = a0 * r0, b0 * r0, c0 * r0, d0 * r0
+        a1, b1, c1, d1 = a1 * r1, b1 * r1, c1 * r1, d1 * r1
+        a2, b2, c2, d2 = a2 * r2, b2 * r2, c2 * r2, d2 * r2
+        a3, b3, c3, d3 = a3 * r3, b3 * r3, c3 * r3, d3 * r3
+    return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3
+
+
+def _blocks(x: Array, size: int, floor: float, largest: np.float32) -> tuple[Array, Array, Array]:
+    """Blocks `[..., k, size]` of `x` with the power-of-two scale of each and its inverse.
+
+    The scale is 2^ceil(log2(max(amax, floor) / largest)), read from the quotient's bits: any
+    mantissa bit set means the next power.
+    """
+    z = x.reshape(*x.shape[:-1], -1, size)
+    amax = np.maximum(np.abs(z).max(-1, keepdims=True), _F32(floor))
+    exponent = ((amax / largest).view(np.int32) + 0x7FFFFF) >> 23
+    return z, (exponent << 23).view(_F32), ((254 - exponent) << 23).view(_F32)
+
+
+@cache
+def _hadamard_matrix(n: int) -> Array:
+    h = np.ones((1, 1), _F32)
+    while len(h) < n:
+        h = cast(Any, np.block([[h, h], [h, -h]]))
+    return h * _F32(n**-0.5)

@@ -1,0 +1,159 @@
+"""Weights for the CPU path: memory-mapped as stored, dequantized at first use.
+
+A matrix is held as float32, transposed so that one row of input runs at the speed of memory,
+while all that is held fits a budget; past it, matrices are dequantized for each use and
+forgotten, which is slow and never wrong.  Nothing is read when a model is loaded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ds4_daemon.kernels.numpy_ops import NumpyOps
+from ds4_daemon.kernels.ops import Array
+from ds4_daemon.model.files import ModelFiles, Tensor
+from ds4_daemon.model.quant import dequantize, integers
+from ds4_daemon.model.weights import Embedding, Experts, Linear
+
+Build = Callable[[], Array]
+
+
+class Held:
+    """Dequantized matrices, kept while they fit `budget_bytes`.
+
+    What is once held stays: layers are used in turn, the order for which evicting the least
+    recently used always evicts what is needed next.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+
+    def matrix(self, build: Build) -> Build:
+        """A callable that gives what `build` does, built once if there is room."""
+        kept: Array | None = None
+
+        def get() -> Array:
+            nonlocal kept
+            if kept is not None:
+                return kept
+            built = build()
+            if self.used_bytes + built.nbytes <= self.budget_bytes:
+                self.used_bytes += built.nbytes
+                kept = built
+            return built
+
+        return get
+
+
+class NumpyWeights:
+    """`Weights` over NumPy; see there for what each does."""
+
+    def __init__(self, files: ModelFiles, ops: NumpyOps, budget_bytes: int) -> None:
+        self._files = files
+        self._ops = ops
+        self.held = Held(budget_bytes)
+
+    @property
+    def nbytes(self) -> int:
+        return self._files.file_bytes
+
+    def vector(self, name: str) -> Array:
+        return dequantize(self._files.tensor(name))
+
+    def table(self, name: str) -> Array:
+        return integers(self._files.tensor(name))
+
+    def linear(self, *names: str) -> Linear:
+        tensors = [self._files.tensor(name) for name in names]
+        matrix = self.held.matrix(lambda: _transposed(tensors))
+        return lambda x: np.matmul(x, matrix())
+
+    def grouped_linear(self, name: str, groups: int) -> Linear:
+        tensor = self._files.tensor(name)
+
+        def build() -> Array:
+            w = dequantize(tensor)
+            return np.ascontiguousarray(w.reshape(groups, -1, w.shape[-1]).swapaxes(1, 2))
+
+        matrix = self.held.matrix(build)
+
+        def apply(x: Array) -> Array:
+            return np.matmul(x.swapaxes(1, 2), matrix()).swapaxes(1, 2)
+
+        return apply
+
+    def embedding(self, name: str) -> Embedding:
+        tensor = self._files.tensor(name)
+
+        def lookup(ids: Array) -> Array:
+            shape = (*ids.shape, tensor.shape[-1])
+            return dequantize(replace(tensor, data=tensor.data[ids], shape=shape))
+
+        return lookup
+
+    def gated(self, prefix: str, limit: float) -> Linear:
+        gate_up = self.linear(f"{prefix}.w1.weight", f"{prefix}.w3.weight")
+        down = self.linear(f"{prefix}.w2.weight")
+        return lambda x: down(self._ops.swiglu(gate_up(x), limit))
+
+    def experts(self, layer: int, limit: float) -> Experts:
+        w1, w2, w3 = (self._files.experts(layer, w) for w in ("w1", "w2", "w3"))
+        gate_up = [self.held.matrix(lambda p=p: _transposed(p)) for p in zip(w1, w3, strict=True)]
+        down = [self.held.matrix(lambda t=t: _transposed([t])) for t in w2]
+        return NumpyExperts(gate_up, down, limit, self._ops)
+
+
+class NumpyExperts:
+    """`Experts` over matrices `[D, 2F]` (gate and up side by side) and `[F, D]`."""
+
+    def __init__(
+        self, gate_up: list[Build], down: list[Build], limit: float, ops: NumpyOps
+    ) -> None:
+        self._gate_up = gate_up
+        self._down = down
+        self._limit = limit
+        self._ops = ops
+
+    def __call__(self, x: Array, ids: Array, weights: Array) -> Array:
+        each = self._one_token if x.shape[1] == 1 else self._chunk
+        return np.stack([each(*row) for row in zip(x, ids, weights, strict=True)])
+
+    def _one_token(self, x: Array, ids: Array, weights: Array) -> Array:
+        """x `[1, D]`: a vector times each chosen matrix."""
+        chosen = ids[0].tolist()
+        h = np.stack([x[0] @ self._gate_up[e]() for e in chosen])  # (K, 2F)
+        h = self._ops.swiglu(h, self._limit)
+        h *= weights[0, :, None]
+        y = h[0] @ self._down[chosen[0]]()
+        for row, e in zip(h[1:], chosen[1:], strict=True):
+            y += row @ self._down[e]()
+        return y[None]
+
+    def _chunk(self, x: Array, ids: Array, weights: Array) -> Array:
+        """x `[n, D]`: the tokens of each expert together."""
+        order = np.argsort(ids, axis=None, kind="stable")
+        token = order // ids.shape[1]
+        w = weights.reshape(-1)[order, None]
+        ends = np.cumsum(np.bincount(ids.reshape(-1), minlength=len(self._down)))
+        y = np.zeros_like(x)
+        start = 0
+        for e, end in enumerate(ends.tolist()):
+            if end > start:
+                rows = token[start:end]
+                h = self._ops.swiglu(x[rows] @ self._gate_up[e](), self._limit)
+                h *= w[start:end]
+                y[rows] += h @ self._down[e]()  # an expert has a token at most once
+            start = end
+        return y
+
+
+def _transposed(tensors: Sequence[Tensor]) -> Array:
+    """Matrices `[out, in]` dequantized into one `[in, Σ out]`."""
+    out = np.empty((tensors[0].shape[1], sum(t.shape[0] for t in tensors)), np.float32)
+    at = 0
+    for t in tensors:
+        out[:, at : at + t.shape[0]] = dequantize(t).T
+        at += t.shape[0]
+    return out
