@@ -1,7 +1,8 @@
-"""Where an installation keeps its files and sockets: one home directory, moved as a whole by DS4_HOME.
+"""Where an installation keeps its files and sockets: one home, moved as a whole by DS4_HOME.
 
 Pure standard library and quick to import, because every client loads it before it can say anything.
-It only names paths: `lifecycle` creates and checks them. Called by every process and by `ds4_client`.
+It only names paths: `lifecycle` creates and checks them. Called by every process and by
+`ds4_client`.
 """
 
 import os
@@ -74,7 +75,7 @@ class Home:
         return self.run_dir / f"{service}.lock"
 
     def socket(self, service: str) -> Path:
-        """The Unix socket of `service`. Raises AddressError where the platform cannot hold the path."""
+        """The Unix socket of `service`. Raises AddressError when the path is too long for one."""
         path = self.run_dir / f"{service}.sock"
         length_bytes = len(os.fsencode(path))
         if length_bytes > SOCKET_PATH_MAX_BYTES:
@@ -88,7 +89,7 @@ class Home:
 
 
 def grpc_target(socket: Path) -> str:
-    """The address of a Unix socket as gRPC reads it: a URI, so that spaces and the like are escaped."""
+    """The address of a Unix socket as gRPC reads it: a URI, with spaces and the like escaped."""
     return "unix:" + quote(os.fsencode(socket))
 
 
@@ -96,7 +97,7 @@ def _default_home() -> Path:
     # State, not data or cache: sockets, locks, logs and a store that only this machine can use.
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "ds4"
-    state = os.environ.get("XDG_STATE_HOME", "")
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
     # The XDG specification has relative paths ignored.
-    base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    base = state if state.is_absolute() else Path.home() / ".local" / "state"
     return base / "ds4"

@@ -1,16 +1,17 @@
 """Every error of the runtime: what a process needs around its work and could not get.
 
-    SetupError                  reason (UPPER_SNAKE, stable), a sentence, a hint that says what to type
+    SetupError                  reason (UPPER_SNAKE, stable), a sentence, and a hint: what to type
     ├── AddressError            a home or a socket path that cannot be used
     ├── DirectoryError          a directory or file that is not private to this user
     └── AlreadyRunningError     another process holds the lock; `pid` is its number, 0 if unknown
 
-All of them are configuration faults for a process that starts: `main` prints them once and leaves with 78.
+All of them are configuration faults for a process that starts: `main` prints them once and leaves
+with 78.
 """
 
 
 class SetupError(Exception):
-    """`reason` is a stable UPPER_SNAKE word for programs, `message` a sentence, `hint` what to do."""
+    """`reason` is a stable UPPER_SNAKE word, `message` a sentence, `hint` what to do."""
 
     def __init__(self, reason: str, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -1,8 +1,9 @@
 """From exceptions to gRPC statuses, in one place: handlers raise, this interceptor translates.
 
-An exception with `reason`, `message` and `hint` becomes a status whose details are the message and whose
-trailing metadata are `ds4-reason` and `ds4-hint` (percent-encoded: metadata must be ASCII). Any other is a
-defect: it is logged with its traceback, and the client is told INTERNAL. Installed by `server`.
+An exception with `reason`, `message` and `hint` becomes a status whose details are the message and
+whose trailing metadata are `ds4-reason` and `ds4-hint` (percent-encoded: metadata must be ASCII).
+Any other is a defect: it is logged with its traceback, and the client is told INTERNAL. Installed
+by `server`.
 """
 
 from __future__ import annotations  # gRPC's classes are generic in their stubs only

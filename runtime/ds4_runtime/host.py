@@ -1,6 +1,7 @@
 """Facts of the machine and of this process, for status, admission and bench records.
 
-It reads and never decides. Inside a container the container's memory limit counts, not the machine's.
+It reads and never decides. Inside a container the container's memory limit counts, not the
+machine's.
 """
 
 import os

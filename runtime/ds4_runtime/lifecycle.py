@@ -1,12 +1,13 @@
-"""The life of a process around its work: private directories, the lock, a temporary folder, signals.
+"""The life of a process around its work: private directories, lock, temporary folder, signals.
 
     with claim(Home.find(), "daemon") as tenancy:      # before mlx is imported: it sets TMPDIR
         with stop_signals() as stop:                   # inside the event loop
             await stop.wait()                          # the first SIGTERM or SIGINT
     # the temporary folder is gone, the lock is free
 
-A `Tenancy` is the proof that this process alone serves a home; `server` asks for one before it touches
-a socket, because gRPC would bind a second server over the first and delete its socket on the way out.
+A `Tenancy` is the proof that this process alone serves a home; `server` asks for one before it
+touches a socket, because gRPC would bind a second server over the first and delete its socket on
+the way out.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ from pathlib import Path
 from ds4_runtime.address import HOME_VARIABLE, Home
 from ds4_runtime.errors import AlreadyRunningError, DirectoryError
 
-# How long a refused process waits for the holder to write its pid, which it does right after locking.
+# How long a refused process waits for the holder to write its pid, which it does right after
+# locking.
 _PID_WAIT_S = 0.5
 
 
@@ -55,7 +57,8 @@ def make_home(home: Home) -> None:
     """Create what is missing of a home and refuse one that others could tamper with."""
     try:
         home.path.parent.mkdir(parents=True, exist_ok=True)
-        # A home that existed may be readable by others, but they must not be able to swap what is in it.
+        # A home that existed may be readable by others, but they must not be able to swap what is
+        # in it.
         _make_dir(home.path, forbidden=stat.S_IWGRP | stat.S_IWOTH)
         for path in (home.run_dir, home.tmp_dir, home.log_dir):
             _make_dir(path, forbidden=stat.S_IRWXG | stat.S_IRWXO)
@@ -114,8 +117,8 @@ def _locked(path: Path, service: str) -> Iterator[None]:
         except BlockingIOError:
             pid = _wait_for_pid(descriptor)
             raise AlreadyRunningError(
-                f"ds4-{service} is already running here as process {pid or 'unknown'} (lock {path})",
-                f"stop it with `kill {pid or 'PID'}`, or set {HOME_VARIABLE} to run another beside it",
+                f"ds4-{service} is already running as process {pid or 'unknown'} (lock {path})",
+                f"stop it with `kill {pid or 'PID'}`, or set {HOME_VARIABLE} to run one beside it",
                 pid,
             ) from None
         os.ftruncate(descriptor, 0)

@@ -4,8 +4,9 @@
     log.info("prefix restored", blocks=12, tokens=1536, ms=41)
     with bound(request_id="r7"):            # every line of this task until the block ends
 
-Coloured lines for a person at a terminal, one JSON object a line for everything else. What libraries
-log through `logging` (gRPC does) comes out in the same form. `main` calls `configure` once, first.
+Coloured lines for a person at a terminal, one JSON object a line for everything else. What
+libraries log through `logging` (gRPC does) comes out in the same form. `main` calls `configure`
+once, first.
 """
 
 import contextlib

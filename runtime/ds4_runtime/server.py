@@ -6,7 +6,8 @@
     await server.set_serving(True)          # once there is something to serve
     await server.stop(grace_s=10)           # refuses new calls, ends what runs after the grace
 
-The socket is 0600 inside a 0700 directory from its first moment. The server does not know what it serves.
+The socket is 0600 inside a 0700 directory from its first moment. The server does not know what it
+serves.
 """
 
 import os
@@ -49,7 +50,7 @@ class Server:
         self._names: list[str] = []
 
     def add(self, name: str, register: Callable[[_S, grpc.aio.Server], None], servicer: _S) -> None:
-        """Serve `servicer` as `name` ("ds4.v1.Inference"); `register` is the generated add function."""
+        """Serve `servicer` as `name` ("ds4.v1.Inference"); `register` is the generated function."""
         register(servicer, self._server)
         self._names.append(name)
 
@@ -83,9 +84,9 @@ class Server:
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service says, of each service and of the whole."""
-        status = health_pb2.HealthCheckResponse.ServingStatus
+        known = health_pb2.HealthCheckResponse
         for name in ("", *self._names):
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+            await self._health.set(name, known.SERVING if serving else known.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls at once, wait for running ones up to `grace_s`, then cancel them."""

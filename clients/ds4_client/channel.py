@@ -1,0 +1,122 @@
+"""The way to a daemon: its address, the options of a channel, and why a connection failed.
+
+Everything that `Client` and `AsyncClient` share and that is not the contract itself. A call that
+found no daemon is explained by looking at the socket, because gRPC says UNAVAILABLE for all of it.
+"""
+
+import errno
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import grpc
+from ds4_runtime.address import Home, grpc_target
+from ds4_runtime.errors import AddressError
+
+from ds4_client.errors import (
+    AccessError,
+    ConfigurationError,
+    Ds4Error,
+    FailedCall,
+    NotRunningError,
+    from_call,
+    told,
+)
+
+# The ids and log probabilities of a long answer exceed gRPC's 4 MB; the daemon's limit is the same.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+# Only what changes nothing may be sent twice. A second Generate could run beside the first.
+_SAFE_TO_REPEAT = {
+    "ds4.v1.Inference": ("Tokenize", "Detokenize", "Render", "Cancel"),
+    "ds4.v1.Admin": ("Status",),
+}
+# Short, for it bridges a restart of the socket only: a daemon that is not there is said at once.
+_RETRY = {
+    "maxAttempts": 3,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "0.2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": service, "method": method}
+                for service, methods in _SAFE_TO_REPEAT.items()
+                for method in methods
+            ],
+            "retryPolicy": _RETRY,
+        }
+    ]
+}
+
+OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A daemon that comes back is found within a second, not within gRPC's two minutes.
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Two clients of one process do not share a connection by accident.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+_START = "start it with `ds4-daemon`"
+
+
+class Address:
+    """Where a daemon is to be found."""
+
+    def __init__(self, home: str | os.PathLike[str] | None) -> None:
+        try:
+            self.home = Home.find(home)
+            self.socket = self.home.socket("daemon")
+        except AddressError as error:
+            raise ConfigurationError(error.reason, error.message, error.hint) from error
+        self.target = grpc_target(self.socket)
+
+    def explain(self, call: FailedCall) -> Ds4Error:
+        """The error that a failed call stands for, with the reason of a failed connection."""
+        if call.code() is not grpc.StatusCode.UNAVAILABLE or "ds4-reason" in told(call):
+            return from_call(call)
+        return _why_unavailable(self.socket, call.details() or "")
+
+
+def _why_unavailable(path: Path, details: str) -> Ds4Error:
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1.0)
+            probe.connect(os.fspath(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return NotRunningError("NOT_RUNNING", f"ds4-daemon is not running at {path}", _START)
+        if error.errno == errno.ECONNREFUSED:
+            return NotRunningError(
+                "CONNECTION_REFUSED",
+                f"ds4-daemon is not running: it left its socket {path} behind",
+                _START,
+            )
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return AccessError(
+                "ACCESS_DENIED",
+                f"the socket {path} belongs to another user",
+                "set DS4_HOME to a home of yours",
+            )
+        details = error.strerror or details
+    return NotRunningError(
+        "CONNECTION_LOST",
+        f"the connection to ds4-daemon broke off: {details}",
+        "look whether it is running with `ds4ctl status`",
+    )
+
+
+def program_name() -> str:
+    """What this program calls itself to the daemon, when nobody says otherwise."""
+    path = Path(sys.argv[0] or "python")
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    return name or "python"
