@@ -8,7 +8,10 @@
 #
 # PYTHON=python3.12 chooses another interpreter; PIP_FLAGS goes to pip.
 
-PYTHON ?= python3
+# The first of these that is new enough: a Mac's own python3 is not.
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for it in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$it $(NEW_ENOUGH) 2>/dev/null && echo $$it && exit; done; echo python3)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
@@ -41,7 +44,7 @@ clean:
 # One environment, grown by what a target needs. A stamp is older than pyproject.toml when that
 # changed; it is written only when pip succeeded, so an interrupted install is done again.
 .venv/runtime.stamp: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) $(NEW_ENOUGH) 2>/dev/null || { \
 	  echo "ds4 needs Python 3.11 or newer, and '$(PYTHON)' is not: $$($(PYTHON) --version 2>&1)"; \
 	  echo "Name another one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
