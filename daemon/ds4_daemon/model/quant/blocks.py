@@ -1,4 +1,4 @@
-"""Turns packed bytes into float32 with NumPy: ggml's blocks, the release's FP8 and FP4, plain types.
+"""Packed bytes to float32 with NumPy: ggml's blocks, the release's FP8 and FP4, plain types.
 
 Owns the arithmetic of every format, in the order that makes each value equal, bit for bit, to the
 `gguf` package's (and FP8, FP4 to their definition). Knows arrays only; `dequantize` in the package

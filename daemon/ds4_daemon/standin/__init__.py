@@ -1,0 +1,80 @@
+"""The stand-in model: the embedded model's geometry with random weights. What it writes is noise.
+
+It lets every path run on a machine that has no model: same network, same formats, same tokenizer
+code. `make` writes it as a released checkpoint and as GGUF, with the same numbers up to their
+quantization. Owns where those files lie and that they are whole; called by the daemon's start when
+no model is named, by tests and benches, and as `python -m ds4_daemon.standin`.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from ds4_daemon.errors import ConfigError
+from ds4_daemon.standin.gguf_writer import write_gguf
+from ds4_daemon.standin.release import write_release
+
+__all__ = ["TOKENIZER", "StandIn", "make"]
+
+TOKENIZER = Path(__file__).parent / "tokenizer.json"
+
+# Raise it whenever the written files change, or old ones in caches stay in use.
+_VERSION = 1
+_MARK = "stand-in.json"
+
+
+class StandIn(NamedTuple):
+    """The same random model twice: a released checkpoint's folder and a GGUF file."""
+
+    release: Path
+    gguf: Path
+
+
+def make(folder: Path, seed: int = 0) -> StandIn:
+    """Write the stand-in into `folder`, or find it there; takes seconds.
+
+    The folder appears whole or not at all, whoever is killed and however many make it at once.
+    Raises ConfigError if `folder` holds something else or cannot be written.
+    """
+    found = StandIn(folder / "release", folder / "stand-in.gguf")
+    mark = {"version": _VERSION, "seed": seed}
+    if _mark_of(folder) == mark:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".stand-in-", dir=folder.parent) as scratch:
+            whole = Path(scratch) / "new"
+            (whole / "release").mkdir(parents=True)
+            write_release(whole / "release", TOKENIZER, seed)
+            write_gguf(whole / "stand-in.gguf", TOKENIZER, seed)
+            (whole / _MARK).write_text(json.dumps(mark))
+            _put_in_place(whole, folder, Path(scratch) / "old")
+    except OSError as error:
+        if _mark_of(folder) != mark:  # else another process was quicker
+            raise ConfigError(
+                "STAND_IN_UNWRITABLE",
+                f"The stand-in model cannot be written to {folder}: {error.strerror}.",
+                "name a model with --model, or free the disk",
+            ) from error
+    return found
+
+
+def _put_in_place(whole: Path, folder: Path, aside: Path) -> None:
+    if _mark_of(folder) is not None:  # ours, of another version or seed
+        folder.rename(aside)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            "STAND_IN_UNWRITABLE", f"{folder} holds something else.", "name an empty folder"
+        )
+    whole.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _mark_of(folder: Path) -> object:
+    """What a finished folder says about itself, None if it is not one."""
+    try:
+        return json.loads((folder / _MARK).read_bytes())
+    except (OSError, ValueError):
+        return None
