@@ -247,8 +247,9 @@ Global___MissReason: _TypeAlias = MissReason  # noqa: Y015
 
 @_typing.final
 class Error(_message.Message):
-    """An error as a person and a program both need it. The same three values travel as
-    trailing metadata (`ds4-reason`, `ds4-hint`) of a call that fails.
+    """An error as a person and a program both need it. A call that fails carries the same three:
+    the message as the status's details, the others as trailing metadata `ds4-reason` and
+    `ds4-hint`, the hint percent-encoded as UTF-8.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
