@@ -5,7 +5,8 @@ they give in `events` and `collect`, what they raise in `errors`. It loads neith
 model.
 """
 
-from ds4_client.aio import AsyncClient, AsyncStream
+from typing import TYPE_CHECKING, Any
+
 from ds4_client.client import Client, Stream
 from ds4_client.collect import Collector, Completion
 from ds4_client.errors import (
@@ -36,6 +37,9 @@ from ds4_client.events import (
 )
 from ds4_client.prompt import Chat, Ids, Message, Prompt, Text, Tool, ToolCall
 from ds4_client.request import Options
+
+if TYPE_CHECKING:
+    from ds4_client.aio import AsyncClient, AsyncStream
 
 __all__ = [
     "Accepted",
@@ -75,3 +79,12 @@ __all__ = [
     "ToolCallDelta",
     "Usage",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the asynchronous client when it is asked for: asyncio takes longer than all the rest."""
+    if name in ("AsyncClient", "AsyncStream"):
+        from ds4_client import aio
+
+        return getattr(aio, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

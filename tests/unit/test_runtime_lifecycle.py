@@ -1,4 +1,4 @@
-"""ds4_runtime.lifecycle: private directories, the lock held for life, the temporary folder, signals."""
+"""ds4_runtime.lifecycle: directories, the lock, the temporary folder, signals."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def test_a_claim_makes_private_directories(tmp_path: Path) -> None:
 
 
 def test_the_temporary_folder_is_exported_and_removed(tmp_path: Path) -> None:
-    """TMPDIR and tempfile name the private folder while the claim lasts, and what they named after it."""
+    """TMPDIR and tempfile name the private folder while the claim lasts, and no longer."""
     before = os.environ.get("TMPDIR"), tempfile.gettempdir()
     with claim(Home(tmp_path), "daemon") as tenancy:
         assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(tenancy.tmp_dir)
@@ -96,7 +96,7 @@ def test_a_second_claim_is_refused_with_the_first_ones_pid(tmp_path: Path) -> No
 
 
 def test_a_killed_holder_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    """After SIGKILL the lock is free and the temporary folder left behind is removed by the next one."""
+    """After SIGKILL the lock is free, and the next process removes the folder left behind."""
     holder = start(HOLDER, str(tmp_path))
     left = Home(tmp_path).tmp_dir / f"daemon-{holder.pid}"
     holder.kill()

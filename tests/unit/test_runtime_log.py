@@ -61,12 +61,12 @@ def test_a_file_gets_json_and_libraries_write_there_too(tmp_path: Path) -> None:
     log.configure("daemon", level="warning", file=path)
     structlog.get_logger().info("too quiet to be seen")
     try:
-        raise ValueError("broken")
+        int("broken")
     except ValueError:
         logging.getLogger("grpc").exception("it failed")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["it failed"]
-    assert lines[0]["exception"][0]["exc_value"] == "broken"
+    assert lines[0]["exception"][0]["exc_type"] == "ValueError"
 
 
 def test_an_unknown_level_is_refused() -> None:

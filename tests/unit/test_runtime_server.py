@@ -1,4 +1,4 @@
-"""ds4_runtime.server and faults: the socket, health, reflection, limits, and errors that say why."""
+"""ds4_runtime.server and faults: socket, health, reflection, limits, errors that say why."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from structlog.testing import capture_logs
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """What a service raises on purpose."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Refusal(Exception):
         self.hint = "try ≤ 5 % of it"
 
 
-class DeepRefusal(Refusal):
+class DeepRefusalError(RefusalError):
     """One of a subclass."""
 
 
@@ -46,7 +46,7 @@ class Echo:
 
     async def single(self, request: bytes, context: Any) -> bytes:
         if request == b"refuse":
-            raise DeepRefusal
+            raise DeepRefusalError
         if request == b"defect":
             raise ValueError("a secret detail")
         if request == b"absent":
@@ -57,7 +57,7 @@ class Echo:
         try:
             yield b"first"
             if request == b"refuse":
-                raise Refusal
+                raise RefusalError
             while request == b"forever":
                 await asyncio.sleep(0.001)
                 yield b"more"
@@ -66,12 +66,12 @@ class Echo:
 
     async def written(self, request: bytes, context: Any) -> None:
         await context.write(b"first")
-        raise Refusal
+        raise RefusalError
 
     async def taken(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         async for request in requests:
             if request == b"refuse":
-                raise Refusal
+                raise RefusalError
         return b"done"
 
 
@@ -100,7 +100,7 @@ def serve(home: Path, body: Body) -> None:
 
     async def main() -> None:
         with claim(Home(home), "daemon") as tenancy:
-            server, echo = Server(tenancy, {Refusal: grpc.StatusCode.INVALID_ARGUMENT}), Echo()
+            server, echo = Server(tenancy, {RefusalError: grpc.StatusCode.INVALID_ARGUMENT}), Echo()
             server.add("test.Echo", register, echo)
             await server.start()
             try:
@@ -115,11 +115,7 @@ def serve(home: Path, body: Body) -> None:
 async def fault(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
     """Status, details and trailing metadata of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "__aiter__"):
-            async for _ in call:
-                pass
-        else:
-            await call
+        _ = [one async for one in call] if hasattr(call, "__aiter__") else await call
     error = caught.value
     trailing = {key: str(value) for key, value in error.trailing_metadata()}
     return error.code(), error.details() or "", trailing
@@ -174,7 +170,7 @@ def test_health_says_when_there_is_something_to_serve(tmp_path: Path) -> None:
     """NOT_SERVING from the start until the owner says otherwise, for each service and the whole."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         for serving in (False, True, False):
             if serving:
                 await server.set_serving(True)
@@ -223,7 +219,7 @@ def test_a_refusal_arrives_with_reason_message_and_hint(tmp_path: Path) -> None:
 
 
 def test_a_defect_is_logged_and_not_told(tmp_path: Path) -> None:
-    """An exception nobody planned becomes INTERNAL: its text stays in the log, and the server lives."""
+    """An exception nobody planned becomes INTERNAL: its text stays in the log."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
         single = channel.unary_unary("/test.Echo/Single")
