@@ -1,19 +1,20 @@
 """Every error the daemon raises on purpose, each with what a person needs to act on it.
 
-    DaemonError                 reason (UPPER_SNAKE, stable), a sentence, a hint that says what to type
-    ├── ConfigError             settings that cannot be used                       (exit 78)
-    ├── ModelFileError          weights, config or tokenizer that cannot be used   (exit 78)
-    ├── RequestError            a request that can never succeed as it is          (INVALID_ARGUMENT)
-    ├── OverloadedError         one that may succeed later                         (RESOURCE_EXHAUSTED)
-    ├── NotBuiltError           a part of the contract that is not served yet      (UNIMPLEMENTED)
-    └── EngineError             the engine failed while it ran a step              (INTERNAL)
+    DaemonError             reason (UPPER_SNAKE, stable), a sentence, a hint that says what to type
+    ├── ConfigError         settings that cannot be used                     (exit 78)
+    ├── ModelFileError      weights, config or tokenizer that cannot be used (exit 78)
+    ├── RequestError        a request that can never succeed as it is        (INVALID_ARGUMENT)
+    ├── OverloadedError     one that may succeed later                       (RESOURCE_EXHAUSTED)
+    ├── UnavailableError    a daemon that loads, drains or failed            (UNAVAILABLE)
+    ├── NotBuiltError       a part of the contract that is not served yet    (UNIMPLEMENTED)
+    └── EngineError         the engine failed while it ran a step            (INTERNAL)
 
 Raised where the cause is known; `rpc` translates them once, `main` prints them once.
 """
 
 
 class DaemonError(Exception):
-    """`reason` is a stable UPPER_SNAKE word for programs, `message` a sentence, `hint` what to do."""
+    """`reason`: stable UPPER_SNAKE, for programs; `message`: a sentence; `hint`: what to do."""
 
     def __init__(self, reason: str, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -39,6 +40,10 @@ class RequestError(DaemonError):
 
 class OverloadedError(DaemonError):
     """A request that may succeed later."""
+
+
+class UnavailableError(DaemonError):
+    """A daemon that takes no requests now."""
 
 
 class NotBuiltError(DaemonError):

@@ -64,12 +64,11 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, position: int) -> Ch
     if sampling.top_logprobs is None:
         return Choice(chosen)
     log_total = _log_sum_exp(logits)
-    top = _largest(logits, sampling.top_logprobs) if sampling.top_logprobs else []
-    return Choice(
-        chosen,
-        float(logits[chosen]) - log_total,
-        tuple(TokenLogprob(int(i), float(logits[i]) - log_total) for i in top),
-    )
+    top: tuple[TokenLogprob, ...] = ()
+    if sampling.top_logprobs:
+        likeliest = _largest(logits, sampling.top_logprobs)
+        top = tuple(TokenLogprob(int(i), float(logits[i]) - log_total) for i in likeliest)
+    return Choice(chosen, float(logits[chosen]) - log_total, top)
 
 
 def uniform(seed: int, position: int) -> float:

@@ -1,0 +1,127 @@
+"""Runs one step on the model: a plan in, chosen tokens out.
+
+Owns the session (the model's live state) of every running sequence. Knows neither clients nor
+queues nor why the plan is what it is. Used by `engine.loop` alone, on the engine's thread.
+"""
+
+import time
+from collections.abc import Sequence as Items
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds4_daemon.engine.sampler import Choice, choose
+from ds4_daemon.errors import DaemonError, EngineError
+from ds4_daemon.model.network import Segment, Want
+from ds4_daemon.model.state import SessionState
+from ds4_daemon.sched.policy import StepPlan
+from ds4_daemon.sched.sampling import Sampling
+from ds4_daemon.sched.sequence import Finish, Sequence, State
+
+
+class Model(Protocol):
+    """What the engine needs of `model.network.Network`."""
+
+    def new_state(self) -> SessionState: ...
+
+    def forward(self, batch: Items[Segment]) -> list[NDArray[np.float32] | None]: ...
+
+
+class Outcome(NamedTuple):
+    """What a step did for one sequence: it chose a token, or computed a chunk, or failed."""
+
+    sequence: Sequence
+    choice: Choice | None = None
+    error: DaemonError | None = None
+
+
+class Stepper:
+    """The model and the sessions on it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._sessions: dict[Sequence, SessionState] = {}
+
+    def warm_up(self, token_id: int) -> None:
+        """Decode one token, so that what compiles does it now and a broken model fails now."""
+        segment = Segment(self._model.new_state(), np.array([token_id], np.int32), Want.LAST)
+        choose(_row(self._model.forward([segment])[0]), Sampling(), 1)
+
+    def open(self, sequence: Sequence) -> None:
+        """Give it a session."""
+        self._sessions[sequence] = self._model.new_state()
+        sequence.state = State.PREFILL
+        sequence.started_s = time.monotonic()
+
+    def close(self, sequence: Sequence) -> None:
+        """Free its session."""
+        self._sessions.pop(sequence, None)
+        sequence.state = State.DONE
+        sequence.state_bytes = 0
+
+    def run(self, step: StepPlan, number: int) -> list[Outcome]:
+        """Advance every slice's sequence; `number` is the step's, for turns.
+
+        When the model raises, the sessions of the whole batch are in doubt: all of it fails.
+        """
+        batch = [
+            Segment(
+                self._sessions[sequence],
+                np.frombuffer(
+                    sequence.ids[sequence.computed_tokens : sequence.computed_tokens + tokens],
+                    dtype=np.int32,
+                ),
+                Want.LAST if last else Want.NONE,
+            )
+            for sequence, tokens, last in step.slices
+        ]
+        try:
+            rows = self._model.forward(batch)
+        except Exception as error:  # noqa: BLE001 (whatever a model raises ends its sequences only)
+            failure = _failure(error)
+            return [Outcome(part.sequence, error=failure) for part in step.slices]
+        outcomes: list[Outcome] = []
+        for (sequence, tokens, last), row in zip(step.slices, rows, strict=True):
+            if sequence.state is State.PREFILL:
+                sequence.last_prefill_step = number
+            sequence.computed_tokens += tokens
+            sequence.state_bytes = self._sessions[sequence].nbytes
+            outcomes.append(_sample(sequence, row) if last else Outcome(sequence))
+        return outcomes
+
+
+def _sample(sequence: Sequence, row: NDArray[np.float32] | None) -> Outcome:
+    try:
+        choice = choose(_row(row), sequence.sampling, len(sequence.ids))
+    except EngineError as error:
+        return Outcome(sequence, error=error)
+    now_s = time.monotonic()
+    if sequence.first_token_s is None:
+        sequence.first_token_s = now_s
+    sequence.last_token_s = now_s
+    sequence.ids.append(choice.id)
+    sequence.state = State.DECODE
+    if choice.id in sequence.stop_ids:
+        sequence.finish = Finish.STOP
+    elif sequence.generated_tokens >= sequence.max_tokens:
+        sequence.finish = Finish.LENGTH
+    return Outcome(sequence, choice)
+
+
+def _row(row: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if row is None:
+        raise EngineError("NO_LOGITS", "the model gave no logits where they were asked for")
+    return row
+
+
+def _failure(error: Exception) -> DaemonError:
+    if isinstance(error, DaemonError):
+        return error
+    failure = EngineError(
+        "STEP_FAILED",
+        f"the model failed in a step: {type(error).__name__}: {error}",
+        "send the request again; the log of the daemon has the details",
+    )
+    failure.__cause__ = error
+    return failure

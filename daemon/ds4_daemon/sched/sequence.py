@@ -1,0 +1,81 @@
+"""The record that travels with a request: made by `rpc`, ordered by `policy`, advanced by `engine`.
+
+Owns the states a sequence passes through and its counters. A prefill chunk and a decoded token are
+the same to it: ids that exist but whose state does not (`pending_tokens`). Knows no array of the
+model. After it is submitted only the engine's thread writes it, `stop_requested` aside.
+"""
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+from ds4_daemon.sched.sampling import Sampling
+
+
+class State(enum.Enum):
+    """Where a sequence is."""
+
+    WAITING = enum.auto()
+    PREFILL = enum.auto()
+    DECODE = enum.auto()
+    DONE = enum.auto()
+
+
+class Finish(enum.Enum):
+    """Why a sequence ended."""
+
+    STOP = enum.auto()
+    LENGTH = enum.auto()
+    STOP_STRING = enum.auto()
+    CANCELLED = enum.auto()
+    DEADLINE = enum.auto()
+    DRAINED = enum.auto()
+    ERROR = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asked."""
+
+    name: str = ""
+    instance: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request in the engine. Times are of `time.monotonic`, None until they come."""
+
+    request_id: str
+    ids: "array[int]"  # the prompt, then each generated token; never empty
+    sampling: Sampling
+    max_tokens: int  # most to generate; the prompt and these fit the context
+    stop_ids: frozenset[int] = frozenset()
+    client: Client = Client()
+    priority: int = 0  # as the contract numbers it; carried, not weighed yet
+    arrived_s: float = 0.0
+    deadline_s: float | None = None
+
+    prompt_tokens: int = field(init=False)
+    computed_tokens: int = 0  # ids[:computed_tokens] are in the session
+    state: State = State.WAITING
+    finish: Finish | None = None
+    # Set from any thread; the engine acts on it before its next step.
+    stop_requested: Finish | None = None
+    last_prefill_step: int = -1  # whose turn it is among prefilling sequences
+    state_bytes: int = 0
+    started_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.ids)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.ids) - self.prompt_tokens
+
+    @property
+    def pending_tokens(self) -> int:
+        """Ids whose state is not computed yet: the rest of the prompt, or the last token."""
+        return len(self.ids) - self.computed_tokens
