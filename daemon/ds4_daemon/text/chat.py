@@ -104,7 +104,7 @@ def _convert(conversation: Conversation, ladder: Ladder) -> recipe.Conversation:
         schema = json_object(conversation.response_schema_json, "BAD_RESPONSE_SCHEMA", "It")
     as_json = conversation.response_form is ResponseForm.JSON_OBJECT
     return recipe.Conversation(
-        [_convert_message(message) for message in conversation.messages],
+        [_convert_message(message, conversation.thinking) for message in conversation.messages],
         thinking_mode=conversation.thinking,
         tools=[_convert_tool(tool) for tool in conversation.tools],
         tool_choice=conversation.tool_choice.value,
@@ -119,7 +119,7 @@ def _convert_tool(tool: Tool) -> recipe.ToolDefinition:
     return recipe.ToolDefinition(tool.name, tool.description, schema, tool.strict or None)
 
 
-def _convert_message(message: Message) -> recipe.Message:
+def _convert_message(message: Message, thinking: bool) -> recipe.Message:
     match message.role:
         case Role.SYSTEM:
             return recipe.SystemMessage(message.content)
@@ -134,6 +134,8 @@ def _convert_message(message: Message) -> recipe.Message:
                 recipe.ToolCall(call.id, call.name, call.arguments_json or "{}")
                 for call in message.tool_calls
             ]
+            # The template leaves no trace of None, but an empty pair of tags of "".
+            reasoning = message.reasoning if thinking else None
             return recipe.AssistantMessage(
-                message.content, message.reasoning or None, calls or None, message.prefix
+                message.content, reasoning, calls or None, message.prefix
             )

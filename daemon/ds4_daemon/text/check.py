@@ -21,10 +21,8 @@ def check_conversation(conversation: Conversation) -> None:
             "EMPTY_CONVERSATION", "The conversation has no messages.", "send at least one message"
         )
     _check_tools(conversation.tools)
-    if conversation.tool_choice is ToolChoice.REQUIRED and not conversation.tools:
-        raise RequestError(
-            "NO_TOOLS", "A tool call is required but there are no tools.", "send tools"
-        )
+    if conversation.tool_choice is ToolChoice.REQUIRED:
+        _check_required(conversation)
     for place, message in enumerate(conversation.messages):
         _check_fields(message, place, last=place == len(conversation.messages) - 1)
     _check_results(conversation.messages)
@@ -44,6 +42,20 @@ def json_object(text: str, reason: str, what: str) -> dict[str, object]:
 
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _check_required(conversation: Conversation) -> None:
+    if not conversation.tools:
+        raise RequestError(
+            "NO_TOOLS", "A tool call is required but there are no tools.", "send tools"
+        )
+    if conversation.thinking:
+        # The prompt would open the call, and so leave no room for reasoning.
+        raise RequestError(
+            "REQUIRED_WHILE_THINKING",
+            "A tool call cannot be required while the model thinks first.",
+            "turn thinking off, or let it choose: auto",
+        )
 
 
 def _check_tools(tools: tuple[Tool, ...]) -> None:

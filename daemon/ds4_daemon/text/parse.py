@@ -30,13 +30,11 @@ _SPECIALS = recipe.SpecialTokens(dsml=_DSML, thinking_start=_THINK, thinking_end
 _TAG = f"<{_DSML}"
 _OPEN = f"<{_DSML}tool_calls>\n"
 _CLOSE = f"</{_DSML}tool_calls>"
-_PARAMETER = re.compile(
-    f'<{_DSML}parameter name="([^"\\n{_DSML}]+)" string="(true|false)">'
-    f"([^{_DSML}]*)</{_DSML}parameter>\\n"
-)
-_INVOKE = re.compile(
-    f'<{_DSML}invoke name="([^"\\n{_DSML}]+)">\\n(.*?)\\n?</{_DSML}invoke>\\n', re.DOTALL
-)
+_NAME = f'name="([^"\\n{_DSML}]+)"'
+_PARAMETER = f'<{_DSML}parameter {_NAME} string="(true|false)">([^{_DSML}]*)</{_DSML}parameter>\n'
+_INVOKE = f"<{_DSML}invoke {_NAME}>\n"
+_BLOCK = re.compile(f"{_OPEN}(?:{_INVOKE}(?:{_PARAMETER})*+\n?</{_DSML}invoke>\n)++")
+_INVOKE_OR_PARAMETER = re.compile(f"{_INVOKE}|{_PARAMETER}")
 
 _STAGES = {
     Opening.REASONING: recipe.ThinkingInitialStage.ReasoningStart,
@@ -139,6 +137,8 @@ class OutputParser:
         if not closed or _DSML in tail or not _well_formed(body):
             self.malformed = block.translate(_SPELLED)
         lost = tail if self.called_tools else block
+        if self._opening is Opening.TOOL_CALLS:
+            lost = lost.removeprefix(_OPEN)  # the prompt wrote that, not the model
         lost = lost.translate(_NO_MARKS)
         return [Delta(DeltaKind.CONTENT, lost)] if lost.strip() else []
 
@@ -210,28 +210,19 @@ class _Grammar:
 
 
 def _well_formed(body: str) -> bool:
-    """Whether a tool block, up to its closing tag, is what the template itself would write."""
-    if not body.startswith(_OPEN):
+    """Whether a tool block, up to its closing tag, is one that the template could have written."""
+    if not _BLOCK.fullmatch(body):
         return False
-    end = len(_OPEN)
-    for invoke in _INVOKE.finditer(body, end):
-        if invoke.start() != end or not _parameters_well_formed(invoke[2]):
+    names = set[str]()
+    for tag in _INVOKE_OR_PARAMETER.finditer(body):
+        invoked, parameter, is_string, value = tag.groups()
+        if invoked:
+            names.clear()
+        elif parameter in names or (is_string == "false" and not _is_json(value)):
             return False
-        end = invoke.end()
-    return end == len(body) > len(_OPEN)
-
-
-def _parameters_well_formed(text: str) -> bool:
-    end, names = 0, set[str]()
-    for parameter in _PARAMETER.finditer(text + "\n"):
-        name, is_string, value = parameter.groups()
-        if parameter.start() != end or name in names:
-            return False
-        if is_string == "false" and not _is_json(value):
-            return False
-        names.add(name)
-        end = parameter.end()
-    return not text[end:].strip()
+        else:
+            names.add(parameter)
+    return True
 
 
 def _is_json(text: str) -> bool:
