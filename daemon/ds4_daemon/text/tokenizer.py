@@ -125,20 +125,20 @@ class Tokenizer:
         hint = "use a GGUF file of DeepSeek V4, converted with its tokenizer"
         try:
             kind = (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"])
-            tokens: Sequence[str] = fields["tokenizer.ggml.tokens"]
-            merges: Sequence[str] = fields["tokenizer.ggml.merges"]
+            tokens = [str(token) for token in fields["tokenizer.ggml.tokens"]]
+            merges = [str(merge) for merge in fields["tokenizer.ggml.merges"]]
             types = [GgufTokenType(value) for value in fields["tokenizer.ggml.token_type"]]
         except KeyError as error:
             raise ModelFileError(
                 "TOKENIZER_MISSING", f"The GGUF file has no metadata {error}.", hint
             ) from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ModelFileError(
-                "TOKENIZER_BROKEN", f"The GGUF file has an unknown token type: {error}.", hint
+                "TOKENIZER_BROKEN", f"The GGUF file's tokenizer is not valid: {error}.", hint
             ) from error
         if kind != ("gpt2", GGUF_PRE_TOKENIZER):
             raise ModelFileError(
-                "TOKENIZER_FOREIGN", f"The GGUF file's tokenizer is {' / '.join(kind)}.", hint
+                "TOKENIZER_FOREIGN", f"The GGUF file's tokenizer is {kind[0]} / {kind[1]}.", hint
             )
         if len(types) != len(tokens):
             raise ModelFileError(
