@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import tokenizers
-
 from ds4_daemon.errors import ModelFileError, RequestError
 from ds4_daemon.text.tokenizer import BOS, EOS, REQUIRED_SPECIALS, GgufTokenType, Tokenizer
+
 from tests.text.conftest import PUBLISHED
 
 HERE = Path(__file__).parent
