@@ -7,6 +7,7 @@ for a tool block that does not follow the grammar. Nothing here raises on what a
 
 A malformed block: calls are reported as far as they were readable (their arguments may be no valid
 JSON), `malformed` holds the whole block, and what no call carries comes as content at the end.
+Line breaks around the reasoning and before the content and the block are markup: not reported.
 """
 
 import json
