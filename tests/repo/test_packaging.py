@@ -53,6 +53,7 @@ def test_wheel_holds_every_module(wheel: Path) -> None:
         }
         packed = {path.relative_to(wheel) for path in (wheel / package.name).rglob("*")}
         assert sources and sources <= packed, package.name
+        assert Path(package.name, "py.typed") in packed, "its types are for its users too"
 
 
 def test_wheel_holds_nothing_else(wheel: Path) -> None:
