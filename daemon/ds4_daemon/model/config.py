@@ -6,6 +6,7 @@ Called by the two file readers; everything in `model` is built from a ModelConfi
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -209,7 +210,7 @@ class ModelConfig:
 def _invalid(name: str, value: object, why: str) -> ModelFileError:
     return ModelFileError(
         "MODEL_CONFIG_INVALID",
-        f"The model's configuration has {name} = {value!r}: {why}.",
+        f"The model's configuration has {name} = {reprlib.repr(value)}: {why}.",
         "the model files are damaged or not a DeepSeek V4 release; fetch them again",
     )
 

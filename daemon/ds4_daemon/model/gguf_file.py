@@ -1,8 +1,8 @@
 """Reads the header of a GGUF file: metadata, and where each tensor lies.
 
 Owns the container (version 2 and 3, little endian) and the table from GGUF names to those of the
-release. Reads no tensor data. The `gguf` package's reader makes an array of every token and merge,
-which takes seconds on the real file; this one takes a fifth of a second. Called by `files` only.
+release. Reads no tensor data. The `gguf` package's reader makes an array of every token and merge:
+on the real file it takes 20 times as long (5.6 s where this takes 0.28). Called by `files` only.
 """
 
 import mmap

@@ -7,7 +7,6 @@ no model is named, by tests and benches, and as `python -m ds4_daemon.standin`.
 """
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +39,13 @@ def make(folder: Path, seed: int = 0) -> StandIn:
     """
     found = StandIn(folder / "release", folder / "stand-in.gguf")
     mark = {"version": _VERSION, "seed": seed}
-    if _mark_of(folder) == mark:
+    present = _mark_of(folder)
+    if present == mark:
         return found
+    if present is None and folder.exists() and not _is_empty_folder(folder):
+        raise ConfigError(
+            "STAND_IN_UNWRITABLE", f"{folder} holds something else.", "name an empty folder"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".stand-in-", dir=folder.parent) as scratch:
@@ -50,26 +54,21 @@ def make(folder: Path, seed: int = 0) -> StandIn:
             write_release(whole / "release", TOKENIZER, seed)
             write_gguf(whole / "stand-in.gguf", TOKENIZER, seed)
             (whole / _MARK).write_text(json.dumps(mark))
-            _put_in_place(whole, folder, Path(scratch) / "old")
+            if present is not None and _mark_of(folder) == present:
+                folder.rename(Path(scratch) / "old")  # ours, of another version or seed
+            whole.rename(folder)
     except OSError as error:
         if _mark_of(folder) != mark:  # else another process was quicker
             raise ConfigError(
                 "STAND_IN_UNWRITABLE",
                 f"The stand-in model cannot be written to {folder}: {error.strerror}.",
-                "name a model with --model, or free the disk",
+                "name a model with --model, or make room there",
             ) from error
     return found
 
 
-def _put_in_place(whole: Path, folder: Path, aside: Path) -> None:
-    if _mark_of(folder) is not None:  # ours, of another version or seed
-        folder.rename(aside)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(
-            "STAND_IN_UNWRITABLE", f"{folder} holds something else.", "name an empty folder"
-        )
-    whole.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _mark_of(folder: Path) -> object:
