@@ -26,6 +26,10 @@ NAN = 48  # a sequence that holds this id gets logits that are no numbers
 class HashNetwork:
     """Logits are drawn from a generator keyed by the hash of the whole sequence."""
 
+    device = "cpu"
+    rounding = True
+    weights_bytes = 0
+
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s = step_s
         self.batches: list[list[int]] = []

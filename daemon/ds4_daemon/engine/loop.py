@@ -65,15 +65,16 @@ class Engine:
         self.totals = Totals()
         self.draining = False
         self.failure: DaemonError | None = None
+        self.model: Model | None = None  # None while it loads
+        self.load_s = 0.0
         self._load = load
-        self._ready = False
         self._running: list[Sequence] = []
         self._open: dict[str, tuple[Sequence, Events]] = {}
         self._drained = 0
         self._wake = threading.Event()
         self._closing = False
         self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._started: asyncio.Future[Model] = self._loop.create_future()
         self._idle = asyncio.Event()
         self._idle.set()
         self.died = asyncio.Event()
@@ -84,10 +85,12 @@ class Engine:
 
     async def start(self, warm_up_id: int) -> None:
         """Load the model and decode one token. Raises what loading raised."""
+        began_s = time.monotonic()
         self._warm_up_id = warm_up_id
         self._thread.start()
-        await asyncio.shield(self._started)  # a caller that gives up must not cancel the future
-        self._ready = True
+        # Shielded: a caller that gives up must not cancel the future that the thread sets.
+        self.model = await asyncio.shield(self._started)
+        self.load_s = time.monotonic() - began_s
 
     def submit(self, sequence: Sequence) -> Events:
         """Queue it; its events come through what is returned, `Ended` last.
@@ -95,7 +98,13 @@ class Engine:
         Raises UnavailableError, RequestError or OverloadedError when it is not taken.
         """
         try:
-            self._check(sequence)
+            self.check_open()
+            if sequence.request_id in self._open:
+                raise RequestError(
+                    "REQUEST_ID_IN_USE",
+                    f"a request {sequence.request_id!r} runs or waits already",
+                    "give each request its own id, or leave it empty",
+                )
             self.room.put(sequence)
         except DaemonError:
             self.totals.refused += 1
@@ -134,7 +143,7 @@ class Engine:
             return "failed"
         if self.draining:
             return "draining"
-        return "serving" if self._ready else "loading"
+        return "loading" if self.model is None else "serving"
 
     async def drain(self, limit_s: float) -> Drained:
         """Take nothing new, let what runs finish, and end what still runs after `limit_s`."""
@@ -156,7 +165,8 @@ class Engine:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, patience_s)
 
-    def _check(self, sequence: Sequence) -> None:
+    def check_open(self) -> None:
+        """Raise UnavailableError while no request is taken."""
         hint = "see `ds4ctl status`"
         match self.state:
             case "draining":
@@ -165,12 +175,6 @@ class Engine:
                 raise UnavailableError("LOADING", "the daemon still loads its model", hint)
             case "failed":
                 raise UnavailableError("ENGINE_FAILED", f"the engine failed: {self.failure}", hint)
-        if sequence.request_id in self._open:
-            raise RequestError(
-                "REQUEST_ID_IN_USE",
-                f"a request {sequence.request_id!r} runs or waits already",
-                "give each request its own id, or leave it empty",
-            )
 
     def _deliver(self, batch: list[tuple[Sequence, Event]]) -> None:
         for sequence, event in batch:
@@ -204,12 +208,13 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            self._stepper = Stepper(self._load())
+            model = self._load()
+            self._stepper = Stepper(model)
             self._stepper.warm_up(self._warm_up_id)
         except BaseException as error:  # noqa: BLE001 (handed over whole to the one who waits)
             self._post(self._started.set_exception, error)
             return
-        self._post(self._started.set_result, None)
+        self._post(self._started.set_result, model)
         try:
             while not self._closing:
                 self._wake.clear()  # before looking, so that nothing put meanwhile is missed

@@ -23,6 +23,10 @@ from ds4_daemon.sched.sequence import Finish, Sequence, State
 class Model(Protocol):
     """What the engine needs of `model.network.Network`."""
 
+    device: str
+    rounding: bool
+    weights_bytes: int
+
     def new_state(self) -> SessionState: ...
 
     def forward(self, batch: Items[Segment]) -> list[NDArray[np.float32] | None]: ...

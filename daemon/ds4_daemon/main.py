@@ -1,0 +1,132 @@
+"""ds4-daemon, from top to bottom: what it is made of and in which order that comes to life.
+
+    settings -> lock and private folders -> model files -> text -> engine -> socket -> weights
+    -> one decoded token -> SERVING -> ... SIGTERM -> drain -> gone
+
+Everything that can be wrong with the configuration is found before a socket is bound. Exit codes:
+0 stopped, 1 failed, 2 unknown flag, 78 configuration or model that cannot be used.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import structlog
+from ds4_runtime import log
+from ds4_runtime.address import Home
+from ds4_runtime.errors import SetupError
+from ds4_runtime.lifecycle import Tenancy, claim, stop_signals
+
+from ds4_daemon.errors import ConfigError, ModelFileError
+from ds4_daemon.settings import Settings, load_settings
+
+EXIT_FAILED, EXIT_CONFIG = 1, 78
+# For the last events to reach clients once every request has ended.
+_FAREWELL_S = 2.0
+
+_log = structlog.get_logger()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command `ds4-daemon`."""
+    try:
+        settings = load_settings(arguments)
+        log.configure("ds4-daemon", level=settings.log_level, file=settings.log_file)
+        with claim(Home.find(), "daemon") as tenancy:  # sets TMPDIR: MLX is imported after it
+            return asyncio.run(serve(settings, tenancy))
+    except (ConfigError, ModelFileError, SetupError) as error:
+        print(f"ds4-daemon: {error.message} [{error.reason}]", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+async def serve(settings: Settings, tenancy: Tenancy) -> int:
+    """Serve until a signal, an Admin.Drain that stops, or the engine's death; the exit code."""
+    from ds4_runtime.server import Server
+
+    from ds4_daemon.engine.loop import Drained, Engine
+    from ds4_daemon.model.files import open_model
+    from ds4_daemon.model.load import load_network
+    from ds4_daemon.model.network import Network
+    from ds4_daemon.rpc.admin import Admin
+    from ds4_daemon.rpc.inference import Inference
+    from ds4_daemon.rpc.model_status import model_status
+    from ds4_daemon.rpc.request import Requests
+    from ds4_daemon.rpc.services import add_services
+    from ds4_daemon.rpc.status_codes import STATUS_CODES
+    from ds4_daemon.sched.policy import Limits
+    from ds4_daemon.sched.sampling import Sampling
+    from ds4_daemon.text.tokenizer import Tokenizer
+
+    # The model, as far as its headers tell, and its text.
+    name, path = choose_model(settings, tenancy.home)
+    files = open_model(path)
+    tokenizer = Tokenizer.load(files.tokenizer_source)
+
+    # The engine. Its thread does all work of the model, loading included.
+    def load() -> Network:
+        return load_network(
+            files,
+            device=settings.device,
+            dtype=settings.dtype,
+            rounding=settings.rounding,
+            dequantized_budget_bytes=settings.dequantized_budget_bytes,
+        )
+
+    limits = Limits(settings.max_running, settings.chunk_tokens)
+    engine = Engine(load, limits, settings.max_waiting)
+
+    # The services, on a socket that says NOT_SERVING for now.
+    server = Server(tenancy, STATUS_CODES)
+    stopped = asyncio.Event()
+
+    async def drain(limit_s: float | None) -> Drained:
+        await server.set_serving(False)
+        return await engine.drain(settings.drain_limit_s if limit_s is None else limit_s)
+
+    context_tokens = files.config.max_position_embeddings
+    if settings.context_tokens is not None:
+        context_tokens = min(context_tokens, settings.context_tokens)
+    defaults = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+    requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults)
+    facts = model_status(name, path, files, context_tokens, settings.dtype)
+    admin = Admin(engine, facts, str(tenancy.home.path), drain, stopped.set)
+    add_services(server, Inference(engine, requests), admin)
+    await server.start()
+
+    # Weights, one decoded token, and then it serves until something ends it.
+    with stop_signals() as signalled:
+        starting = asyncio.create_task(engine.start(tokenizer.bos_id))
+        ends = [asyncio.create_task(e.wait()) for e in (signalled, stopped, engine.died)]
+        try:
+            await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting  # raises what loading raised
+                await server.set_serving(True)
+                _log.info("model served", model=name, socket=str(server.socket))
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            drained = await drain(None)
+            _log.info("requests drained", finished=drained.finished, told=drained.drained)
+        finally:
+            for task in (starting, *ends):
+                task.cancel()
+            await server.stop(_FAREWELL_S)
+            await engine.close(_FAREWELL_S)
+    return EXIT_FAILED if engine.failure is not None else 0
+
+
+def choose_model(settings: Settings, home: Home) -> tuple[str, Path]:
+    """Name and path of the model: the one that is set, else the stand-in, made where it lacks."""
+    if settings.model is not None:
+        path = settings.model.expanduser().absolute()
+        return path.stem if path.suffix == ".gguf" else path.name, path
+    from ds4_daemon import standin
+
+    made = standin.make(home.cache_dir / "stand-in")
+    _log.warning("stand-in model used", why="no model is set", text="noise", path=str(made.gguf))
+    return "stand-in (random weights, its text is noise)", made.gguf
+
+
+if __name__ == "__main__":
+    sys.exit(main())

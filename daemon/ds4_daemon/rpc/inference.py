@@ -1,0 +1,85 @@
+"""The Inference service: each call of the contract, in a few lines over `request` and `stream`.
+
+Owns nothing but the order of things: check off the event loop, run, follow. What is in the
+contract and not served yet is refused by name. Made by `main`; errors are translated outside.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import NoReturn
+
+from ds4.v1 import inference_pb2 as pb
+from ds4.v1 import inference_pb2_grpc, types_pb2
+
+from ds4_daemon.engine.loop import Engine
+from ds4_daemon.errors import NotBuiltError
+from ds4_daemon.rpc.conversation import to_conversation
+from ds4_daemon.rpc.request import Requests
+from ds4_daemon.rpc.stream import follow, token_piece
+from ds4_daemon.text.chat import render
+
+
+class Inference(inference_pb2_grpc.InferenceServicer):
+    """Serves one engine and its model's text."""
+
+    def __init__(self, engine: Engine, requests: Requests) -> None:
+        self._engine = engine
+        self._requests = requests
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: object
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        arrived_s = time.monotonic()
+        self._engine.check_open()  # before the work of rendering a prompt that cannot run
+        job = await asyncio.to_thread(self._requests.job, request, arrived_s)
+        async with aclosing(follow(self._engine, job, self._requests.tokenizer)) as events:
+            async for event in events:
+                yield event
+
+    async def Cancel(self, request: pb.CancelRequest, context: object) -> pb.CancelResponse:
+        return pb.CancelResponse(cancelled=self._engine.cancel(request.request_id))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: object) -> pb.TokenizeResponse:
+        def tokenize() -> pb.TokenizeResponse:
+            ids = self._requests.prompt(request.prompt).ids
+            tokenizer = self._requests.tokenizer
+            return pb.TokenizeResponse(
+                tokens=types_pb2.TokenIds(ids=ids),
+                pieces=[token_piece(tokenizer, i) for i in ids] if request.pieces else [],
+            )
+
+        return await asyncio.to_thread(tokenize)
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: object
+    ) -> pb.DetokenizeResponse:
+        text = await asyncio.to_thread(self._requests.tokenizer.decode, request.tokens.ids)
+        return pb.DetokenizeResponse(text=text)
+
+    async def Render(self, request: pb.RenderRequest, context: object) -> pb.RenderResponse:
+        conversation = to_conversation(request.conversation)
+        rendered = await asyncio.to_thread(render, conversation, self._requests.tokenizer)
+        return pb.RenderResponse(text=rendered.text, tokens=types_pb2.TokenIds(ids=rendered.ids))
+
+    def Attach(self, request: object, context: object) -> NoReturn:
+        raise NotBuiltError(
+            "ATTACH_NOT_BUILT",
+            "a request ends with its call, so there is nothing to rejoin yet",
+            "keep the call of Generate open",
+        )
+
+    def Estimate(self, request: object, context: object) -> NoReturn:
+        raise NotBuiltError(
+            "ESTIMATE_NOT_BUILT",
+            "costs are not estimated yet",
+            "Tokenize counts the prompt; Status shows the queue and the measured speeds",
+        )
+
+    def Explain(self, request: object, context: object) -> NoReturn:
+        raise NotBuiltError(
+            "EXPLAIN_NOT_BUILT",
+            "prefixes are not reused yet, so every prompt is computed whole",
+            "the usage of a request has its miss_reason",
+        )

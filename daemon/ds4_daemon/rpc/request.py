@@ -1,0 +1,158 @@
+"""From a request on the wire to a sequence for the engine, or to a RequestError that says why not.
+
+Owns the meaning of every field of GenerateRequest: defaults, ranges, what is not built yet. Knows
+no engine and no stream. Called by `inference`, off the event loop, for a prompt may be long.
+"""
+
+import re
+import secrets
+from array import array
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from ds4.v1 import inference_pb2, types_pb2
+
+from ds4_daemon.errors import NotBuiltError, RequestError
+from ds4_daemon.rpc.conversation import to_conversation
+from ds4_daemon.sched.sampling import Sampling
+from ds4_daemon.sched.sequence import Client, Sequence
+from ds4_daemon.text.chat import Opening, complete, render
+from ds4_daemon.text.parse import OutputParser
+from ds4_daemon.text.tokenizer import Tokenizer
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The ids of a prompt and what they leave for the model to write."""
+
+    ids: Items[int]
+    opening: Opening
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that can run: its sequence, and how to read what the engine makes of it."""
+
+    sequence: Sequence
+    parser: OutputParser
+    cache_bypassed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Checks requests against one loaded model. `defaults` stands in for what is not set."""
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    context_tokens: int
+    defaults: Sampling
+
+    def job(self, request: inference_pb2.GenerateRequest, arrived_s: float) -> Job:
+        """Everything about the request, checked. Raises RequestError and NotBuiltError."""
+        request_id = request.request_id or secrets.token_hex(8)
+        if not _REQUEST_ID.fullmatch(request_id):
+            raise RequestError(
+                "BAD_REQUEST_ID",
+                "the request id is too long or has other characters than it may",
+                "use up to 128 letters, digits, '.', '_', ':' and '-', or leave it empty",
+            )
+        if request.detach:
+            raise NotBuiltError(
+                "DETACH_NOT_BUILT", "requests cannot outlive their call yet", "leave out `detach`"
+            )
+        if request.session:
+            raise NotBuiltError(
+                "SESSIONS_NOT_BUILT", "sessions are not kept yet", "leave out `session`"
+            )
+        if request.priority not in types_pb2.Priority.values():
+            raise RequestError(
+                "UNKNOWN_PRIORITY",
+                f"priority is {request.priority}",
+                "use a value of ds4.v1.Priority",
+            )
+        sampling = self._sampling(request.sampling)
+        prompt = self.prompt(request.prompt)
+        room = self.context_tokens - len(prompt.ids)
+        if room < 1:
+            raise RequestError(
+                "PROMPT_TOO_LONG",
+                f"the prompt has {len(prompt.ids)} tokens and leaves no room for an answer in the "
+                f"context of {self.context_tokens}",
+                "shorten the prompt",
+            )
+        asked = request.sampling.max_tokens if request.sampling.HasField("max_tokens") else room
+        if asked < 1:
+            raise RequestError(
+                "MAX_TOKENS_OUT_OF_RANGE", "max_tokens is 0", "use 1 or more, or do not set it"
+            )
+        stops = [] if request.sampling.ignore_eos else [self.tokenizer.eos_id]
+        sequence = Sequence(
+            request_id,
+            array("i", prompt.ids),
+            sampling,
+            min(asked, room),
+            frozenset(stops),
+            Client(request.client.name, request.client.instance),
+            request.priority,
+            arrived_s,
+            arrived_s + request.deadline_ms / 1000 if request.deadline_ms else None,
+        )
+        parser = OutputParser(prompt.opening, list(request.sampling.stop))
+        return Job(sequence, parser, request.cache.bypass)
+
+    def prompt(self, prompt: inference_pb2.Prompt) -> Prompt:
+        """The ids of any of the three forms."""
+        match prompt.WhichOneof("form"):
+            case "text":
+                rendered = complete(prompt.text, self.tokenizer)
+            case "conversation":
+                rendered = render(to_conversation(prompt.conversation), self.tokenizer)
+            case "token_ids":
+                return Prompt(self.checked_ids(prompt.token_ids.ids), Opening.PLAIN)
+            case _:
+                raise RequestError(
+                    "NO_PROMPT",
+                    "the request has no prompt",
+                    "set text, conversation or token_ids",
+                )
+        return Prompt(rendered.ids, rendered.opening)
+
+    def checked_ids(self, ids: Items[int]) -> Items[int]:
+        """The same ids, if all are the model's. Raises RequestError."""
+        if not ids:
+            raise RequestError("EMPTY_PROMPT", "there are no token ids", "send at least one")
+        largest = max(ids)
+        if largest >= self.vocabulary:
+            raise RequestError(
+                "TOKEN_OUT_OF_RANGE",
+                f"{largest} is no token id of this model",
+                f"ids go from 0 to {self.vocabulary - 1}",
+            )
+        return ids
+
+    def _sampling(self, wire: types_pb2.Sampling) -> Sampling:
+        if wire.top_logprobs and not wire.logprobs:
+            raise RequestError(
+                "TOP_LOGPROBS_WITHOUT_LOGPROBS",
+                "top_logprobs is set and logprobs is not",
+                "set logprobs too",
+            )
+        default = self.defaults
+        return Sampling(
+            _decimal(wire.temperature) if wire.HasField("temperature") else default.temperature,
+            wire.top_k if wire.HasField("top_k") else default.top_k,
+            _decimal(wire.top_p) if wire.HasField("top_p") else default.top_p,
+            _decimal(wire.min_p) if wire.HasField("min_p") else default.min_p,
+            wire.seed if wire.HasField("seed") else secrets.randbits(64),
+            wire.top_logprobs if wire.logprobs else None,
+        )
+
+
+def _decimal(value: float) -> float:
+    """The number that a person wrote before it became a 32-bit float on the wire: 0.7, not 0.6999….
+
+    Otherwise a limit given exactly would lie outside its range.
+    """
+    return float(f"{value:.7g}")

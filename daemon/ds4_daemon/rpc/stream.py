@@ -1,0 +1,247 @@
+"""From the engine's events to the events of the contract: ids become text, text becomes deltas.
+
+Owns one request's way out: accepted, progress while there is no token, deltas, finished. Tokens
+that came while the client was busy leave together, so a slow one gets fewer and larger events.
+However it is left, its sequence is freed. Called by `inference`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+
+import structlog
+from ds4.v1 import inference_pb2 as pb
+from ds4.v1 import types_pb2
+
+from ds4_daemon.engine.loop import Ended, Engine, Event, Events, Generated
+from ds4_daemon.engine.sampler import Choice, TokenLogprob
+from ds4_daemon.errors import DaemonError, UnavailableError
+from ds4_daemon.rpc.request import Job
+from ds4_daemon.sched.sequence import Finish, Sequence, State
+from ds4_daemon.text.parse import Delta, DeltaKind
+from ds4_daemon.text.stream import TextStream
+from ds4_daemon.text.tokenizer import Tokenizer
+
+# The contract promises progress once a second; half of it leaves room for a busy event loop.
+_PROGRESS_S = 0.5
+
+_REASONS = {
+    Finish.STOP: pb.FINISH_REASON_STOP,
+    Finish.LENGTH: pb.FINISH_REASON_LENGTH,
+    Finish.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
+    Finish.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    Finish.DEADLINE: pb.FINISH_REASON_DEADLINE,
+    Finish.DRAINED: pb.FINISH_REASON_DRAINED,
+    Finish.ERROR: pb.FINISH_REASON_ERROR,
+}
+_ENDINGS: dict[Finish, DaemonError] = {
+    Finish.DEADLINE: UnavailableError(
+        "DEADLINE_EXCEEDED", "the request's deadline passed", "give it more time"
+    ),
+    Finish.DRAINED: UnavailableError(
+        "DRAINED", "the daemon stops and could not wait any longer", "send the request again later"
+    ),
+}
+
+_log = structlog.get_logger()
+
+
+async def follow(
+    engine: Engine, job: Job, tokenizer: Tokenizer
+) -> AsyncGenerator[pb.GenerateEvent, None]:
+    """Run a job and yield its events, offsets counted. Raises what `Engine.submit` raises."""
+    sequence = job.sequence
+    events = engine.submit(sequence)
+    offset = 0
+    try:
+        async for event in _events(engine, job, tokenizer, events):
+            event.request_id, event.offset = sequence.request_id, offset
+            yield event
+            offset += 1
+    finally:
+        # A client that went away frees its sequence; for one that ended this does nothing.
+        engine.stop(sequence, Finish.CANCELLED)
+
+
+async def _events(
+    engine: Engine, job: Job, tokenizer: Tokenizer, events: Events
+) -> AsyncGenerator[pb.GenerateEvent, None]:
+    sequence, answer = job.sequence, _Answer(job, tokenizer)
+    yield pb.GenerateEvent(
+        accepted=pb.Accepted(
+            prompt_tokens=sequence.prompt_tokens,
+            queue_position=engine.room.position(sequence),
+            max_tokens=sequence.max_tokens,
+            seed=sequence.sampling.seed,
+        )
+    )
+    progress_s = time.monotonic()
+    while True:
+        batch = await _next(events, None if answer.tokens else _PROGRESS_S)
+        for delta in answer.take(batch):
+            yield pb.GenerateEvent(delta=delta)
+        if answer.finish is not None:
+            if answer.finish is Finish.STOP_STRING:
+                engine.stop(sequence, Finish.STOP_STRING)
+            yield pb.GenerateEvent(finished=answer.finished())
+            return
+        now_s = time.monotonic()
+        if not answer.tokens and now_s - progress_s >= _PROGRESS_S:
+            progress_s = now_s
+            yield pb.GenerateEvent(progress=_progress(engine, sequence, now_s))
+
+
+async def _next(events: Events, timeout_s: float | None) -> list[Event]:
+    """All events there are, at least one of them, or none after `timeout_s`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            batch = [await events.get()]
+    except TimeoutError:
+        return []
+    while not events.empty():
+        batch.append(events.get_nowait())
+    return batch
+
+
+def _progress(engine: Engine, sequence: Sequence, now_s: float) -> pb.Progress:
+    waiting = sequence.state is State.WAITING
+    progress = pb.Progress(
+        phase=pb.PHASE_QUEUED if waiting else pb.PHASE_PREFILL,
+        prefilled_tokens=sequence.computed_tokens,
+        total_tokens=sequence.prompt_tokens,
+        queue_position=engine.room.position(sequence),
+    )
+    if sequence.started_s is not None and sequence.computed_tokens:
+        progress.tokens_per_s = sequence.computed_tokens / (now_s - sequence.started_s)
+        left = sequence.prompt_tokens - sequence.computed_tokens
+        progress.eta_s = left / progress.tokens_per_s
+    return progress
+
+
+class _Answer:
+    """The text of one request so far."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+        self.tokens = 0
+        self.finish: Finish | None = None
+        self._job = job
+        self._tokenizer = tokenizer
+        self._text = TextStream(tokenizer, marks=True)
+        self._reasoning_tokens = 0
+        self._error: DaemonError | None = None
+
+    def take(self, batch: list[Event]) -> Iterator[pb.Delta]:
+        """The deltas of these events: text of one kind in a row is one, the first has the ids."""
+        parser = self._job.parser
+        pieces: list[Delta] = []
+        chosen: list[Choice] = []
+        for event in batch:
+            if isinstance(event, Generated):
+                chosen.append(event.choice)
+                self._reasoning_tokens += parser.reasoning
+                pieces += parser.push(self._text.push(event.choice.id))
+            elif isinstance(event, Ended):
+                self.finish, self._error = event.finish, event.error
+                pieces += parser.push(self._text.finish())
+                pieces += parser.finish()
+            if parser.stop_string:
+                self.finish = Finish.STOP_STRING
+                break
+        self.tokens += len(chosen)
+        deltas = [_delta(piece) for piece in _joined(pieces)]
+        if chosen and not deltas:
+            deltas.append(pb.Delta())
+        if chosen:
+            deltas[0].token_ids.extend(choice.id for choice in chosen)
+            deltas[0].logprobs.extend(self._logprobs(c) for c in chosen if c.logprob is not None)
+        yield from deltas
+
+    def finished(self) -> pb.Finished:
+        """The last event. To be called once `finish` is set."""
+        finish, parser = self.finish or Finish.ERROR, self._job.parser
+        reason = _REASONS[finish]
+        if finish is Finish.STOP and parser.called_tools:
+            reason = pb.FINISH_REASON_TOOL_CALLS
+        if parser.malformed:
+            _log.warning("tool call malformed", request_id=self._job.sequence.request_id)
+        finished = pb.Finished(reason=reason, usage=self._usage(), stop_string=parser.stop_string)
+        error = self._error or _ENDINGS.get(finish)
+        if error is not None:
+            finished.error.CopyFrom(
+                types_pb2.Error(reason=error.reason, message=error.message, hint=error.hint)
+            )
+        return finished
+
+    def _usage(self) -> pb.Usage:
+        sequence = self._job.sequence
+        # Prefixes are not reused yet, so the whole prompt was computed, and this says why.
+        bypassed = self._job.cache_bypassed
+        usage = pb.Usage(
+            prompt_tokens=sequence.prompt_tokens,
+            completion_tokens=self.tokens,
+            reasoning_tokens=self._reasoning_tokens,
+            miss_reason=types_pb2.MISS_REASON_BYPASSED
+            if bypassed
+            else types_pb2.MISS_REASON_DISABLED,
+        )
+        arrived_s, started_s, first_s = (
+            sequence.arrived_s,
+            sequence.started_s,
+            sequence.first_token_s,
+        )
+        if started_s is not None:
+            usage.queue_ms = (started_s - arrived_s) * 1e3
+        if started_s is not None and first_s is not None and sequence.last_token_s is not None:
+            usage.ttft_ms = (first_s - arrived_s) * 1e3
+            usage.prefill_tok_s = sequence.prompt_tokens / max(first_s - started_s, 1e-6)
+            if (span_s := sequence.last_token_s - first_s) > 0:
+                usage.decode_tok_s = (sequence.generated_tokens - 1) / span_s
+        return usage
+
+    def _logprobs(self, choice: Choice) -> types_pb2.TokenLogprobs:
+        chosen = TokenLogprob(choice.id, choice.logprob or 0.0)
+        return types_pb2.TokenLogprobs(
+            chosen=self._logprob(chosen), top=[self._logprob(t) for t in choice.top]
+        )
+
+    def _logprob(self, token: TokenLogprob) -> types_pb2.TokenLogprob:
+        piece = token_piece(self._tokenizer, token.id)
+        return types_pb2.TokenLogprob(token=piece, logprob=token.logprob)
+
+
+def token_piece(tokenizer: Tokenizer, token_id: int) -> types_pb2.TokenPiece:
+    """A token and its bytes, as the contract has them."""
+    return types_pb2.TokenPiece(
+        id=token_id, piece=tokenizer.piece(token_id), special=token_id in tokenizer.specials
+    )
+
+
+def _joined(pieces: list[Delta]) -> Iterator[Delta]:
+    """Adjacent text of one kind in one piece."""
+    last: Delta | None = None
+    for piece in pieces:
+        if last is not None and piece.kind is last.kind and piece.kind is not DeltaKind.TOOL_CALL:
+            last = Delta(last.kind, last.text + piece.text)
+            continue
+        if last is not None:
+            yield last
+        last = piece
+    if last is not None:
+        yield last
+
+
+def _delta(piece: Delta) -> pb.Delta:
+    match piece.kind:
+        case DeltaKind.REASONING:
+            return pb.Delta(reasoning=piece.text)
+        case DeltaKind.CONTENT:
+            return pb.Delta(content=piece.text)
+        case DeltaKind.TOOL_CALL:
+            return pb.Delta(
+                tool_call=pb.ToolCallDelta(
+                    index=piece.index,
+                    id=piece.call_id,
+                    name=piece.name,
+                    arguments_fragment=piece.text,
+                )
+            )

@@ -1,0 +1,43 @@
+"""Services of the contract that this daemon does not have: every call says so, with a reason.
+
+Registered so that a client learns why, instead of gRPC's bare UNIMPLEMENTED. Made by `main`.
+"""
+
+from typing import NoReturn
+
+from ds4.v1 import kvcache_pb2_grpc, sessions_pb2_grpc
+
+from ds4_daemon.errors import NotBuiltError
+
+
+def _no_sessions(self: object, request: object, context: object) -> NoReturn:
+    raise NotBuiltError(
+        "SESSIONS_NOT_BUILT",
+        "sessions are not kept beyond their request yet",
+        "send the whole conversation with each request",
+    )
+
+
+def _no_cache(self: object, request: object, context: object) -> NoReturn:
+    raise NotBuiltError(
+        "KV_CACHE_NOT_BUILT",
+        "ds4-daemon keeps no KV cache; a service of its own will",
+        "run without it: prompts are computed whole",
+    )
+
+
+class Sessions(sessions_pb2_grpc.SessionsServicer):
+    """Live sessions by name: not built."""
+
+    ListSessions = ForkSession = RewindSession = _no_sessions
+    NameSession = PinSession = DeleteSession = _no_sessions
+
+
+class KvCache(kvcache_pb2_grpc.KvCacheServicer):
+    """The KV cache: another process's, not built."""
+
+    Open = Lookup = Fetch = Have = Release = Invalidate = _no_cache
+    Stat = List = Inspect = Evict = Pin = Verify = Compact = Purge = _no_cache
+
+    def Put(self, request_iterator: object, context: object) -> NoReturn:
+        _no_cache(self, request_iterator, context)
