@@ -233,6 +233,8 @@ def without(name: str) -> Arrays:
     [
         ({"embedding_length": None}, "MODEL_CONFIG_MISSING", "hidden_size"),
         ({"embedding_length": "many"}, "MODEL_CONFIG_INVALID", "hidden_size"),
+        ({"block_count": "many"}, "MODEL_CONFIG_INVALID", "num_hidden_layers"),
+        ({"attention.head_count_kv": [1, 2]}, "MODEL_CONFIG_INVALID", "head_count_kv"),
         ({"expert_gating_func": 2}, "MODEL_CONFIG_INVALID", "expert_gating_func"),
         ({"rope.scaling.type": "none"}, "MODEL_CONFIG_INVALID", "rope.scaling.type"),
         ({"swiglu_clamp_exp": [10.0, 7.0, 10.0, 10.0]}, "MODEL_CONFIG_INVALID", "swiglu_limit"),

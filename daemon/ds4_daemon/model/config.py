@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-import numpy as np
-
 from ds4_daemon.errors import ModelFileError
 
 # A compressed layer of this ratio overlaps its windows and has an indexer (CSA); every other
@@ -143,7 +141,7 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
-        """From GGUF metadata (plain Python values and arrays, by key); raises ModelFileError."""
+        """From GGUF metadata (plain values and lists, by key); raises ModelFileError."""
         kind = metadata.get("general.architecture")
         if kind != GGUF_ARCHITECTURE:
             raise ModelFileError(
@@ -153,14 +151,12 @@ class ModelConfig:
             )
 
         def value(key: str) -> Any:
-            found = metadata.get(f"{GGUF_ARCHITECTURE}.{key}")
-            # GGUF stores single precision; 1e-6 comes back as the 1e-6 that was meant.
-            return float(str(found)) if isinstance(found, np.float32) else found
+            return metadata.get(f"{GGUF_ARCHITECTURE}.{key}")
 
         fixed = {key: value(key) for key in _GGUF_FIXED if value(key) is not None}
         _require(fixed, _GGUF_FIXED)
         raw = {name: value(key) for name, key in _GGUF_KEYS.items()}
-        raw["swiglu_limit"] = _single(raw["swiglu_limit"], raw["num_hidden_layers"])
+        raw["swiglu_limit"] = _single(raw["swiglu_limit"])
         return cls._build(raw, {name: value(key) for name, key in _GGUF_ROPE_KEYS.items()})
 
     @classmethod
@@ -248,18 +244,17 @@ def _positive(raw: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def _single(value: Any, layers: int) -> Any:
+def _single(value: Any) -> Any:
     """The one value of a per-layer array; files that differ by layer are not this network."""
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, list):
         return value
-    if value.size == 0 or (value[:layers] != value[0]).any():
-        raise _invalid("swiglu_limit", value.tolist(), "all layers must share one")
-    return float(str(value[0]))
+    if len(set(value)) != 1:
+        raise _invalid("swiglu_limit", value, "all layers must share one")
+    return value[0]
 
 
 def _ratios(raw: Mapping[str, Any], layers: int) -> tuple[int, ...]:
-    value = _present(raw, "compress_ratios")
-    ratios = value.tolist() if isinstance(value, np.ndarray) else value
+    ratios = _present(raw, "compress_ratios")
     if not isinstance(ratios, list) or not all(type(r) is int and 0 <= r < 2**31 for r in ratios):
         raise _invalid("compress_ratios", ratios, "it must be a list of whole numbers from 0")
     if len(ratios) < layers:

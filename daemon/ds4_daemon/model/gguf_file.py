@@ -124,10 +124,11 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Entry], Mapping[str, A
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as opened:
             cursor = _Cursor(opened, size, path)
             metadata, listed, data_start = _header(cursor)
-    if metadata.get("split.count", 1) not in (0, 1):
+    parts = metadata.get("split.count")
+    if isinstance(parts, int) and parts > 1:
         raise ModelFileError(
             "MODEL_SPLIT",
-            f"{path} is one of {metadata['split.count']} parts.",
+            f"{path} is one of {parts} parts.",
             "join them with llama-gguf-split --merge and name the joined file",
         )
     config = ModelConfig.from_gguf(metadata)
@@ -145,18 +146,18 @@ class _Cursor:
         self.path = path
         self.at = 4  # after the magic
 
-    def take(self, form: str) -> Any:
-        layout_ = f"<{form}"
-        start = self._advance(struct.calcsize(layout_))
-        return struct.unpack_from(layout_, self._data, start)[0]
+    def scalar(self, form: str) -> Any:
+        """One value by its `struct` letter."""
+        return self.array(form, 1)[0]
 
-    def array(self, form: str, count: int) -> Any:
-        dtype = np.dtype("?" if form == "?" else f"<{form}")
-        start = self._advance(count * dtype.itemsize)
-        return np.frombuffer(self._data[start : self.at], dtype)
+    def array(self, form: str, count: int) -> list[Any]:
+        start = self._advance(count * struct.calcsize(f"<{form}"))
+        values: list[Any] = list(struct.unpack_from(f"<{count}{form}", self._data, start))
+        # 1e-6 in single precision comes back as the 1e-6 that was meant.
+        return [float(str(np.float32(value))) for value in values] if form == "f" else values
 
     def string(self) -> str:
-        start = self._advance(self.take("Q"))
+        start = self._advance(self.scalar("Q"))
         return self._text(self._data[start : self.at])
 
     def strings(self, count: int) -> list[str]:
@@ -204,26 +205,26 @@ class _Cursor:
 
 
 def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, _Listed], int]:
-    version = cursor.take("I")
+    version = cursor.scalar("I")
     if version not in (2, 3):
         raise ModelFileError(
             "MODEL_HEADER_INVALID",
             f"{cursor.path} is GGUF version {version} or big endian.",
             "convert it to little-endian GGUF version 3",
         )
-    tensor_count, field_count = cursor.take("Q"), cursor.take("Q")
+    tensor_count, field_count = cursor.scalar("Q"), cursor.scalar("Q")
     metadata: dict[str, Any] = {}
     for _ in range(field_count):
         key = cursor.string()
-        metadata[key] = _value(cursor, cursor.take("I"))
+        metadata[key] = _value(cursor, cursor.scalar("I"))
     listed: dict[str, _Listed] = {}
     for _ in range(tensor_count):
         name = cursor.string()
-        rank = cursor.take("I")
+        rank = cursor.scalar("I")
         if rank > 4:  # ggml's own limit
             raise cursor.invalid(f"tensor {name!r} has {rank} axes")
-        shape = tuple(cursor.take("Q") for _ in range(rank))[::-1]
-        listed[name] = _Listed(shape, cursor.take("I"), cursor.take("Q"))
+        shape = tuple(cursor.scalar("Q") for _ in range(rank))[::-1]
+        listed[name] = _Listed(shape, cursor.scalar("I"), cursor.scalar("Q"))
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
         raise cursor.invalid(f"general.alignment is {alignment!r}")
@@ -231,11 +232,11 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, _Listed], int]:
 
 
 def _value(cursor: _Cursor, kind: int) -> Any:
-    """A metadata value: int, bool, float, numpy.float32, str, list of str, or a numeric array."""
+    """A metadata value: an int, bool, float or str, or a list of one of them."""
     if kind == _STRING:
         return cursor.string()
     if kind == _ARRAY:
-        inner, count = cursor.take("I"), cursor.take("Q")
+        inner, count = cursor.scalar("I"), cursor.scalar("Q")
         if inner == _STRING:
             return cursor.strings(count)
         if inner in _SCALARS:
@@ -243,8 +244,7 @@ def _value(cursor: _Cursor, kind: int) -> Any:
         raise cursor.invalid(f"an array of metadata type {inner}")
     if kind not in _SCALARS:
         raise cursor.invalid(f"metadata type {kind}")
-    value = cursor.take(_SCALARS[kind])
-    return np.float32(value) if _SCALARS[kind] == "f" else value
+    return cursor.scalar(_SCALARS[kind])
 
 
 def _entries(
