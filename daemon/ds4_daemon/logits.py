@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ds4_daemon.errors import ConfigError, DaemonError, RequestError
+from ds4_daemon.errors import DaemonError, RequestError
 from ds4_daemon.model.load import DEVICES, DTYPES, load_network
 from ds4_daemon.model.network import Network, Segment, Want
 
@@ -51,11 +51,14 @@ def _read_ids(path: Path) -> np.ndarray:
         ids = ids[0]
     if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
         raise RequestError(
-            "BAD_IDS", f"{path}: {ids.dtype} {ids.shape} is no list of ids", "save integers [tokens]"
+            "BAD_IDS",
+            f"{path}: {ids.dtype} {ids.shape} is no list of ids",
+            "save integers [tokens]",
         )
     if ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
         raise RequestError("TOKEN_OUT_OF_RANGE", f"{path}: an id is no token", "ids count from 0")
-    return ids.astype(np.int32)
+    out: np.ndarray = ids.astype(np.int32)
+    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ids", type=Path, required=True, help=".npy of token ids")
     parser.add_argument("--out", type=Path, required=True, help=".npy to write")
     parser.add_argument("--chunks", type=_chunk_lengths, default=[], help="lengths, as 5,37,1")
-    parser.add_argument("--no-rounding", action="store_true", help="no FP8/FP4 rounding of the cache")
+    parser.add_argument(
+        "--no-rounding", action="store_true", help="no FP8/FP4 rounding of the cache"
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="activation type")
     args = parser.parse_args(argv)

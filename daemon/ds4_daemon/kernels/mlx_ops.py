@@ -37,7 +37,7 @@ class MlxRows:
         return mx.zeros((0, self._width)) if self._rows is None else self._rows
 
     def append(self, rows: Array) -> Array:
-        self._rows = rows if not len(self) else mx.concatenate([self._rows, rows])
+        self._rows = rows if self._rows is None else mx.concatenate([self._rows, rows])
         return self._rows
 
     def drop_first(self, count: int) -> None:
@@ -126,6 +126,7 @@ class MlxOps:
 
     def fp4_round(self, x: Array) -> Array:
         v, scale = _scaled_blocks(x, 32, floor=6 * 2.0**-126, largest=_FP4_MAX)
+        v = v + 0.0  # e2m1 keeps the sign of what rounds to zero, not of zero itself
         size = mx.abs(v)
         unit = mx.where(size < 2.0, 0.5, mx.where(size < 4.0, 1.0, 2.0))
         return (mx.round(v / unit) * unit * scale).reshape(x.shape).astype(x.dtype)

@@ -166,6 +166,7 @@ class NumpyOps:
     def fp4_round(self, x: Array) -> Array:
         z, scale, inverse = _blocks(x, 32, floor=6 * 2.0**-126, largest=_FP4_MAX)
         v = z * inverse
+        v += _F32(0)  # e2m1 keeps the sign of what rounds to zero, not of zero itself
         np.clip(v, -_FP4_MAX, _FP4_MAX, out=v)
         # One mantissa bit: the unit is 1/2 below 2, then 1, then 2; rint breaks ties to even.
         size = np.abs(v)

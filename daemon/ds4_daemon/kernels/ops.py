@@ -80,8 +80,10 @@ class Ops(Protocol):
         """Angles in float32 from integer positions `[...]` and `inv_freq [R/2]`."""
 
     def sinkhorn(self, logits: Array, iterations: int, eps: float) -> Array:
-        """`[B, n, m, m]`: softmax over rows, plus eps; then columns and rows are normalised in turn,
-        columns `iterations` times."""
+        """`[B, n, m, m]`: softmax over rows, plus eps; then columns and rows normalised in turn.
+
+        Columns first, `iterations` times; rows once less.
+        """
 
     def fp8_round(self, x: Array) -> Array:
         """Round trip through e4m3 with a power-of-two scale per 64 channels."""

@@ -51,9 +51,7 @@ class Attention:
         )
         if self.ratio == CSA_RATIO:
             pooled.append(f"{prefix}.indexer.compressor")
-            self._indexer = Indexer(
-                config, weights, ops, f"{prefix}.indexer", inv_freq, rounding
-            )
+            self._indexer = Indexer(config, weights, ops, f"{prefix}.indexer", inv_freq, rounding)
         names = [f"{p}.{w}.weight" for p in pooled for w in ("wkv", "wgate")]
         self._pool_rows = weights.linear(*names)
 
@@ -135,9 +133,7 @@ class Attention:
                     parts.append((entries, mask))
             yield slice(start, stop), parts
 
-    def _window_mask(
-        self, first: int, start: int, stop: int, low: int, high: int
-    ) -> Array | None:
+    def _window_mask(self, first: int, start: int, stop: int, low: int, high: int) -> Array | None:
         """`[stop - start, high - low]`: rows not after the query nor a window before it."""
         if stop - start == 1:
             return None

@@ -147,7 +147,7 @@ class Network:
         if want is Want.LAST:
             streams = streams[:, -1:]
         x = ops.rms_norm(self._collapse(streams), self._norm, self.config.rms_norm_eps)
-        logits = ops.numpy(self._head(x))
+        logits: np.ndarray = ops.numpy(self._head(x))
         return logits[:, 0] if want is Want.LAST else logits
 
     def _check(self, segment: Segment) -> None:

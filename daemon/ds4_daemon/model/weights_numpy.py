@@ -7,6 +7,7 @@ forgotten, which is slow and never wrong.  Nothing is read when a model is loade
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class NumpyWeights:
 
     def linear(self, *names: str) -> Linear:
         tensors = [self._files.tensor(name) for name in names]
-        matrix = self.held.matrix(lambda: _transposed(tensors))
+        matrix = self.held.matrix(partial(_transposed, tensors))
         return lambda x: np.matmul(x, matrix())
 
     def grouped_linear(self, name: str, groups: int) -> Linear:
@@ -100,8 +101,8 @@ class NumpyWeights:
 
     def experts(self, layer: int, limit: float) -> Experts:
         w1, w2, w3 = (self._files.experts(layer, w) for w in ("w1", "w2", "w3"))
-        gate_up = [self.held.matrix(lambda p=p: _transposed(p)) for p in zip(w1, w3, strict=True)]
-        down = [self.held.matrix(lambda t=t: _transposed([t])) for t in w2]
+        gate_up = [self.held.matrix(partial(_transposed, p)) for p in zip(w1, w3, strict=True)]
+        down = [self.held.matrix(partial(_transposed, (t,))) for t in w2]
         return NumpyExperts(gate_up, down, limit, self._ops)
 
 

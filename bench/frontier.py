@@ -1,0 +1,191 @@
+"""Prefill and decode speed as the context grows, in CSV; optionally beside transformers.
+
+    python bench/frontier.py [--model PATH] [--frontiers 512,2048,8192] [--decode 64]
+                             [--vs transformers] [--quick] [--json]
+
+At each frontier the tokens since the last one are prefilled (their speed is the prefill figure)
+and some are decoded greedily.  With `--vs transformers` the peer computes the same ids with the
+same weights, in float32, both taking turns chunk by chunk in one run, and ratios are medians of
+the pairs: these figures hold where a machine's speed drifts.  Without `--model` the embedded
+geometry with random weights is used.  `--json` prints one last line with the ratios.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from ds4_daemon.model.files import ModelFiles, open_model
+from ds4_daemon.model.load import load_network
+from ds4_daemon.model.network import Network, Segment, Want
+from ds4_daemon.model.quant import dequantize, integers
+from ds4_daemon.model.tensor import Format
+from ds4_daemon.standin import make as make_stand_in
+from ds4_runtime.address import Home
+
+# As a script, this file finds its neighbour whatever the working folder.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+CHUNK = 512
+
+
+class Ours:
+    """The engine's network on one sequence, without daemon or sampler."""
+
+    name = "ds4"
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a new sequence."""
+        self._state = self._network.new_state()
+
+    def feed(self, ids: np.ndarray) -> None:
+        """Advance by `ids` and find the greedy next token."""
+        (logits,) = self._network.forward([Segment(self._state, ids, Want.LAST)])
+        assert logits is not None
+        logits.argmax()
+
+
+class Transformers:
+    """The peer on the same weights, with its own cache."""
+
+    name = "transformers"
+
+    def __init__(self, files: ModelFiles) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        from bench.transformers_peer import peer_model
+
+        def read(name: str) -> np.ndarray:
+            tensor = files.tensor(name)
+            wide = tensor.format in (Format.I32, Format.I64)
+            return integers(tensor).astype(np.int64) if wide else dequantize(tensor)
+
+        self._torch = torch
+        self._model = peer_model(files.config, read)
+        self._new_cache = partial(DynamicCache, config=self._model.config)
+        self.begin()
+
+    def begin(self) -> None:
+        """Start a new sequence."""
+        self._cache = self._new_cache()
+
+    def feed(self, ids: np.ndarray) -> None:
+        torch = self._torch
+        with torch.inference_mode():
+            out = self._model(
+                torch.from_numpy(ids[None].astype(np.int64)),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        out.logits[0, -1].argmax().item()
+
+
+Runner = Ours | Transformers
+
+
+def seconds(runner: Runner, ids: np.ndarray) -> float:
+    start = time.perf_counter()
+    runner.feed(ids)
+    return time.perf_counter() - start
+
+
+def pieces(start: int, stop: int) -> Iterator[slice]:
+    """Chunks cut at multiples of CHUNK."""
+    while start < stop:
+        end = min(stop, (start // CHUNK + 1) * CHUNK)
+        yield slice(start, end)
+        start = end
+
+
+def measure(
+    runners: list[Runner], ids: np.ndarray, frontiers: list[int], decode: int
+) -> Iterator[dict[str, object]]:
+    """A row a frontier and runner; runners take turns, chunk by chunk and token by token."""
+    at = 0
+    for frontier in frontiers:
+        prefill: dict[str, list[float]] = {r.name: [] for r in runners}
+        step: dict[str, list[float]] = {r.name: [] for r in runners}
+        new = frontier - at
+        for piece in pieces(at, frontier):
+            for runner in runners:
+                prefill[runner.name].append(seconds(runner, ids[piece]))
+        # All decode the same given ids, so that they stay on one text.
+        for i in range(frontier, frontier + decode):
+            for runner in runners:
+                step[runner.name].append(seconds(runner, ids[i : i + 1]))
+        at = frontier + decode
+        for runner in runners:
+            yield {
+                "runner": runner.name,
+                "context": frontier,
+                "prefill_tokens": new,
+                "prefill_tok_s": round(new / sum(prefill[runner.name]), 1),
+                "decode_tok_s": round(1 / median(step[runner.name]), 1),
+                "prefill_s": prefill[runner.name],
+                "decode_s": step[runner.name],
+            }
+
+
+def ratio(rows: list[dict[str, object]], figure: str) -> float:
+    """Median over pairs of how many times faster ds4 was."""
+    by_name: dict[object, list[float]] = {}
+    for row in rows:
+        by_name.setdefault(row["runner"], []).extend(row[figure])  # type: ignore[arg-type]
+    pairs = zip(by_name["ds4"], by_name["transformers"], strict=True)
+    return round(median(theirs / ours for ours, theirs in pairs), 2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, help="model folder or .gguf")
+    parser.add_argument("--frontiers", default="512,2048,8192")
+    parser.add_argument("--decode", type=int, default=64, help="tokens decoded at each frontier")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--vs", choices=["transformers"])
+    parser.add_argument("--quick", action="store_true", help="two short frontiers, under 2 minutes")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    frontiers = sorted({int(f) for f in args.frontiers.split(",")})
+    if args.quick:
+        frontiers = [512, 2048]
+    files = open_model(args.model or make_stand_in(Home.find().cache_dir / "stand-in").gguf)
+    runners: list[Runner] = [Ours(load_network(files, device=args.device))]
+    if args.vs:
+        runners.append(Transformers(files))
+    total = frontiers[-1] + args.decode
+    ids = np.random.default_rng(0).integers(3, files.config.vocab_size, total).astype(np.int32)
+    for runner in runners:  # first use unpacks weights and warms allocators
+        runner.feed(ids[:CHUNK])
+        runner.feed(ids[:1])
+        runner.begin()
+
+    columns = ["runner", "context", "prefill_tokens", "prefill_tok_s", "decode_tok_s"]
+    out = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
+    out.writeheader()
+    rows = []
+    for row in measure(runners, ids, frontiers, args.decode):
+        out.writerow(row)
+        sys.stdout.flush()
+        rows.append(row)
+    if args.json:
+        last: dict[str, object] = {"frontiers": frontiers}
+        if args.vs:
+            last |= {f"{n}_vs_transformers": ratio(rows, f"{n}_s") for n in ("decode", "prefill")}
+        print(json.dumps(last))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The network against transformers, on random models that cover every kind of layer."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ds4_daemon.errors import RequestError
+from ds4_daemon.kernels.mlx_ops import MlxOps
+from ds4_daemon.kernels.numpy_ops import NumpyOps
+from ds4_daemon.kernels.ops import Ops
+from ds4_daemon.logits import compute
+from ds4_daemon.model.load import load_network
+from ds4_daemon.model.network import Network, Segment, Want
+
+from tests.model.random_models import CONFIGS, SEEDS, random_ids, random_tensors, write_release
+
+VECTORS = np.load(Path(__file__).parents[1] / "vectors" / "network.npz")
+# Lengths that fall inside, on and across windows, compression windows and each other.
+CHUNKINGS = [[], [1], [37], [5, 37, 1], [128, 1], [101, 3]]
+
+
+def mlx_ops() -> MlxOps:
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+    return MlxOps(mx.float32)
+
+
+BACKENDS: dict[str, Callable[[], Ops]] = {"cpu": NumpyOps, "mlx-cpu": mlx_ops}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The random models in the released layout."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        name: write_release(root / name, config, random_tensors(config, SEEDS[name]))
+        for name, config in CONFIGS.items()
+    }
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_transformers(folders: dict[str, Path], name: str, device: str) -> None:
+    """Without rounding, logits equal the peer's within 1e-4 however the prompt is cut."""
+    network = load_network(folders[name], device=device, dtype="f32", rounding=False)
+    expected = VECTORS[f"{name}/logits"]
+    ids = random_ids(network.config, len(expected), SEEDS[name])
+    # MLX's matrix products on a CPU are too slow for token by token on every model.
+    chunkings = CHUNKINGS if device == "cpu" else [[], [5, 37, 1][:2]]
+    for chunks in chunkings:
+        got = compute(network, ids, chunks)
+        assert np.abs(got - expected).max() < 1e-4, chunks
+
+
+def test_rounded_logits_agree_with_the_peer(folders: dict[str, Path]) -> None:
+    """With rounding, the same token is the likeliest at 99 % of 2,048 positions or more."""
+    network = load_network(folders["small"], device="cpu")
+    expected = VECTORS["rounded/top1"]
+    ids = random_ids(network.config, len(expected), 99)
+    top1 = compute(network, ids, [512]).argmax(-1)
+    assert (top1 == expected).mean() >= 0.99
+
+
+def test_first_layers_codes_equal_the_peers(folders: dict[str, Path]) -> None:
+    """With rounding, 99.9 % of the FP8 codes of the first layer's rows or more are equal."""
+    network = load_network(folders["small"], device="cpu")
+    codes, exponents = VECTORS["rounded/codes"], VECTORS["rounded/exponents"]
+    ids = random_ids(network.config, len(codes), 99)
+    rows = first_layer_rows(network, ids)
+    expected = e4m3_values()[codes] * np.exp2(exponents.astype(np.float32))
+    assert rows.shape == expected.shape
+    assert (rows == expected).mean() >= 0.999
+
+
+def first_layer_rows(network: Network, ids: np.ndarray) -> np.ndarray:
+    """The unrotated channels that the first layer keeps of every token, read from the state."""
+    state, seen = network.new_state(), []
+    step = network.config.sliding_window - 1  # what a window holds between steps
+    for at in range(0, len(ids), step):
+        piece = ids[at : at + step]
+        network.forward([Segment(state, piece, Want.NONE)])
+        seen.append(np.array(state.layers[0].window.view()[-len(piece) :]))
+    return np.concatenate(seen)[:, : -network.config.qk_rope_head_dim]
+
+
+def e4m3_values() -> np.ndarray:
+    """The number of each e4m3 code, from the format's definition (bias 7, no infinities)."""
+    code = np.arange(256)
+    exponent, mantissa = (code >> 3) & 15, (code & 7).astype(np.float32)
+    normal = (1 + mantissa / 8) * np.exp2(exponent - 7.0)
+    value = np.where(exponent == 0, mantissa / 8 * 2.0**-6, normal)
+    return (np.where(code & 128, -value, value)).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", BACKENDS)
+@pytest.mark.parametrize("name", ["fp8", "fp4", "hadamard"])
+def test_rounding_functions_equal_the_reference_bit_for_bit(name: str, device: str) -> None:
+    """FP8, FP4 and Hadamard give the reference's results on random values, ties and extremes."""
+    ops = BACKENDS[device]()
+    function = ops.hadamard if name == "hadamard" else getattr(ops, f"{name}_round")
+    x, expected = VECTORS[f"{name}/in"], VECTORS[f"{name}/out"]
+    with np.errstate(over="ignore"):  # the largest block rounds up to infinity, as the peer's does
+        got = ops.numpy(function(ops.asarray(x)))
+    if name == "hadamard":  # a sum of 128 terms, in whichever order the BLAS likes
+        assert np.abs(got - expected).max() <= 1e-6
+    else:
+        assert np.array_equal(got.view(np.int32), expected.view(np.int32))
+
+
+def test_a_sequence_does_not_depend_on_its_company(folders: dict[str, Path]) -> None:
+    """On a CPU a sequence's logits are the same bits alone and in any mixed batch."""
+    network = load_network(folders["small"], device="cpu")
+    plans = {0: [90, 1, 1, 1], 1: [17, 1, 1, 1], 2: [1, 1, 40, 1], 3: [64, 90, 1, 5]}
+    ids = {i: random_ids(network.config, sum(plan), i) for i, plan in plans.items()}
+
+    def segments(members: list[int], step: int, states: dict[int, object]) -> list[Segment]:
+        out = []
+        for i in members:
+            at = sum(plans[i][:step])
+            out.append(Segment(states[i], ids[i][at : at + plans[i][step]], Want.LAST))  # type: ignore[arg-type]
+        return out
+
+    alone = {}
+    for i in plans:
+        states: dict[int, object] = {i: network.new_state()}
+        alone[i] = [network.forward(segments([i], step, states))[0] for step in range(4)]
+    states = {i: network.new_state() for i in plans}
+    for step in range(4):
+        together = network.forward(segments(list(plans), step, states))
+        for i, logits in zip(plans, together, strict=True):
+            expected = alone[i][step]
+            assert logits is not None
+            assert expected is not None
+            assert np.array_equal(logits, expected), (i, step)
+
+
+def test_weights_past_the_budget_change_nothing(folders: dict[str, Path]) -> None:
+    """A CPU that may hold no dequantized weight computes the same logits."""
+    ids = random_ids(CONFIGS["small"], 40, 5)
+    held = compute(load_network(folders["small"], device="cpu"), ids, [30, 1])
+    network = load_network(folders["small"], device="cpu", dequantized_budget_bytes=0)
+    assert np.array_equal(compute(network, ids, [30, 1]), held)
+
+
+def test_what_is_not_wanted_is_not_returned(folders: dict[str, Path]) -> None:
+    """Logits come for no position, the last one, or all of them, as each segment asks."""
+    network = load_network(folders["small"], device="cpu")
+    ids = random_ids(network.config, 20, 6)
+    batch = [Segment(network.new_state(), ids, want) for want in Want]
+    none, last, every = network.forward(batch)
+    assert none is None
+    assert last is not None
+    assert every is not None
+    assert every.shape == (20, network.config.vocab_size)
+    assert np.abs(last - every[-1]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [([], "EMPTY_SEGMENT"), ([-1], "TOKEN_OUT_OF_RANGE"), ([192], "TOKEN_OUT_OF_RANGE")],
+)
+def test_bad_ids_are_refused_before_any_state_moves(
+    folders: dict[str, Path], ids: list[int], reason: str
+) -> None:
+    """A bad segment anywhere in a batch leaves every state as it was."""
+    network = load_network(folders["small"], device="cpu")
+    good, bad = network.new_state(), network.new_state()
+    batch = [
+        Segment(good, np.array([1], np.int32), Want.LAST),
+        Segment(bad, np.array(ids, np.int32), Want.LAST),
+    ]
+    with pytest.raises(RequestError) as caught:
+        network.forward(batch)
+    assert caught.value.reason == reason
+    assert good.length == bad.length == 0
+
+
+def test_the_context_is_a_limit(folders: dict[str, Path]) -> None:
+    """A sequence cannot grow past the model's context."""
+    network = load_network(folders["small"], device="cpu")
+    state = network.new_state()
+    state.length = network.config.max_position_embeddings
+    with pytest.raises(RequestError) as caught:
+        network.forward([Segment(state, np.array([1], np.int32), Want.LAST)])
+    assert caught.value.reason == "CONTEXT_EXCEEDED"
