@@ -1,0 +1,98 @@
+"""`ds4ctl status`: how the daemon is, for a person or as JSON; and waiting until it serves."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ds4ctl.options import home_option, json_option, open_client
+from ds4ctl.output import enum_word, plain, write_json
+
+if TYPE_CHECKING:
+    from ds4.v1.admin_pb2 import EngineStatus, RequestStatus, StatusResponse
+
+
+@click.command()
+@click.option(
+    "--wait", "wait_s", type=float, metavar="S", help="Wait up to S seconds to be served."
+)
+@json_option
+@home_option
+def status(wait_s: float | None, as_json: bool) -> None:
+    """Tell what the daemon has loaded and what it does."""
+    with open_client() as client:
+        if wait_s is not None and not client.wait(wait_s):
+            from ds4_client import DeadlineError
+
+            raise DeadlineError(
+                "NOT_SERVING",
+                f"the daemon does not serve after {wait_s:g} s",
+                "see what it does with `ds4ctl status`",
+            )
+        response = client.status()
+    if as_json:
+        write_json(plain(response))
+    else:
+        click.echo("\n".join(_lines(response)))
+
+
+def _lines(response: "StatusResponse") -> list[str]:
+    process, model = response.process, response.model
+    head = f"{process.name} {process.version}, process {process.pid}, "
+    lines = [
+        head + f"{_word(process, 'state')}, up {_duration(process.uptime_s)}",
+        f"  home    {process.home}",
+    ]
+    if process.HasField("problem"):
+        lines.append(f"  problem {process.problem.message} ({process.problem.hint})")
+    if response.HasField("model"):
+        lines.append(
+            f"  model   {model.name}: {model.file_format}, {model.dtype} on {model.device}, "
+            f"{model.context_tokens:,} tokens of context"
+        )
+    lines.append(f"  memory  {_size(process.resident_bytes)} resident")
+    if response.HasField("engine"):
+        lines += _engine(response.engine)
+    if response.HasField("kv_link"):
+        lines.append(f"  cache   {_word(response.kv_link, 'state')}")
+    return lines + [_request(one) for one in response.engine.requests]
+
+
+def _engine(engine: "EngineStatus") -> list[str]:
+    memory, totals = engine.memory, engine.totals
+    return [
+        f"          {_size(memory.weights_bytes)} weights, {_size(memory.state_bytes)} sequences",
+        f"  engine  {engine.running} running, {engine.waiting} waiting",
+        f"          {totals.requests:,} requests, {totals.generated_tokens:,} tokens generated",
+        f"  speed   {engine.prefill_tok_s:,.0f} tok/s prefill, {engine.decode_tok_s:,.1f} decode",
+    ]
+
+
+def _request(one: "RequestStatus") -> str:
+    return (
+        f"  request {one.request_id} of {one.client.name or 'unknown'}: {_word(one, 'phase')}, "
+        f"{one.prefilled_tokens:,} of {one.prompt_tokens:,} prompt tokens, "
+        f"{one.generated_tokens:,} of {one.max_tokens:,} generated, {_duration(one.age_s)} old"
+    )
+
+
+def _word(message: Any, field: str) -> str:
+    enum = message.DESCRIPTOR.fields_by_name[field].enum_type
+    return enum_word(enum, getattr(message, field))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    if minutes < 60:
+        return f"{minutes} min {int(seconds) % 60} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def _size(count_bytes: int) -> str:
+    size, unit = float(count_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"

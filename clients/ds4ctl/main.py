@@ -1,0 +1,72 @@
+"""ds4ctl: the daemon at the command line. One `cmd_*` file a command; here they meet their errors.
+
+Nothing but click is imported before a command runs, so that help is there at once.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ds4ctl.cmd_cancel import cancel
+from ds4ctl.cmd_chat import chat
+from ds4ctl.cmd_run import run
+from ds4ctl.cmd_status import status
+from ds4ctl.cmd_tokenize import tokenize
+from ds4ctl.explain import ExitCode, exit_code, explain
+from ds4ctl.options import home_option
+
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 daemon not running, 4 timed out, "
+    "78 bad configuration, 130 interrupted."
+)
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ds4")
+@home_option
+def ds4ctl() -> None:
+    """Talk to the model that ds4-daemon has loaded on this machine."""
+
+
+for _command in (run, chat, status, tokenize, cancel):
+    ds4ctl.add_command(_command)
+
+
+def main() -> None:
+    """The entry point of the command `ds4ctl`."""
+    # gRPC's own log lines say nothing that the errors here do not say better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command line. Returns the exit code; every failure that has a reason is told."""
+    as_json = "--json" in arguments
+    try:
+        code = ds4ctl.main(list(arguments), prog_name="ds4ctl", standalone_mode=False)
+        return code if isinstance(code, int) else ExitCode.OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return ExitCode.USAGE
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "ds4ctl"
+        explain("USAGE", error.format_message(), f"see `{path} --help`", as_json=as_json)
+        return ExitCode.USAGE
+    except click.Abort:  # click's word for Ctrl-C
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        known = exit_code(error)
+        if known is None:
+            raise
+        # Raised by ds4_client: it has the three parts.
+        parts = (str(getattr(error, part)) for part in ("reason", "message", "hint"))
+        with contextlib.suppress(BrokenPipeError):
+            explain(*parts, as_json=as_json)
+        return known
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The options that commands share, and the way from them to a client. Imports click alone.
+
+ds4_client loads gRPC, which takes longer than `ds4ctl --help` may; so it is imported where it is
+used.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ds4_client import Client
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_HOME_KEY = "ds4ctl.home"
+
+
+def _remember_home(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.meta[_HOME_KEY] = value
+
+
+# Understood before and after the name of the command.
+home_option = click.option(
+    "--home",
+    metavar="DIR",
+    expose_value=False,
+    callback=_remember_home,
+    help="Home of the installation to talk to, instead of DS4_HOME.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON, as docs/json.md describes it."
+)
+
+_GENERATION = (
+    click.option("--max-tokens", type=int, metavar="N", help="Stop after N tokens."),
+    click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
+    click.option("--top-p", type=float, metavar="P", help="Keep the likeliest share P."),
+    click.option("--top-k", type=int, metavar="K", help="Keep the K likeliest tokens."),
+    click.option(
+        "--min-p", type=float, metavar="P", help="Keep those P times as likely as the top."
+    ),
+    click.option("--seed", type=int, help="The same seed gives the same text."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; repeatable."),
+    click.option(
+        "--timeout", "timeout_s", type=float, metavar="S", help="Give up after S seconds."
+    ),
+    click.option("--think/--no-think", "thinking", default=None, help="Reason before the answer?"),
+    click.option(
+        "--effort",
+        type=click.Choice(["low", "high", "xhigh", "max"]),
+        help="How long to reason.",
+    ),
+    click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
+    click.option(
+        "--reasoning/--no-reasoning",
+        "show_reasoning",
+        default=None,
+        help="Show the reasoning on standard error? By default if that is a terminal.",
+    ),
+)
+
+
+def generation_options(command: _F) -> _F:
+    """Options of the commands that generate; what is not given is left to the daemon."""
+    for option in reversed(_GENERATION):
+        command = option(command)
+    return command
+
+
+def open_client() -> "Client":
+    """A client of the home that was asked for."""
+    from ds4_client import Client
+
+    return Client(click.get_current_context().meta.get(_HOME_KEY), name="ds4ctl")
