@@ -6,9 +6,11 @@ and by `ds4_daemon.logits`.
 
 from pathlib import Path
 
-from ds4_daemon.errors import ConfigError
+from ds4_daemon.errors import ConfigError, ModelFileError
+from ds4_daemon.model.config import ModelConfig
 from ds4_daemon.model.files import ModelFiles, open_model
 from ds4_daemon.model.network import Network
+from ds4_daemon.model.quant import integers
 
 DEVICES = ("auto", "cpu", "gpu", "mlx-cpu")
 DTYPES = ("auto", "f32", "bf16")
@@ -43,9 +45,36 @@ def load_network(
     if device == "cpu" and dtype == "bf16":
         raise ConfigError("NO_BF16_ON_CPU", "a CPU computes in float32", "use --dtype f32")
     files = source if isinstance(source, ModelFiles) else open_model(source)
+    _check_hash_tables(files)
+    if rounding:
+        _check_rounding(files.config)
     if device == "cpu":
         return _on_numpy(files, rounding, dequantized_budget_bytes)
     return _on_mlx(files, device, dtype, rounding)
+
+
+def _check_hash_tables(files: ModelFiles) -> None:
+    """The only numbers of a model that are used as indices."""
+    for layer in range(files.config.num_hash_layers):
+        name = f"layers.{layer}.ffn.gate.tid2eid"
+        experts = integers(files.tensor(name))
+        if experts.min() < 0 or experts.max() >= files.config.n_routed_experts:
+            raise ModelFileError(
+                "MODEL_EXPERT_OUT_OF_RANGE",
+                f"{name} names an expert that the model does not have",
+                "the file is damaged; fetch it again",
+            )
+
+
+def _check_rounding(config: ModelConfig) -> None:
+    """FP8 comes in blocks of 64 channels, FP4 of 32 after a transform of a power of two."""
+    plain, index = config.head_dim - config.qk_rope_head_dim, config.index_head_dim
+    if plain % 64 or index % 32 or index & (index - 1):
+        raise ConfigError(
+            "ROUNDING_UNFIT",
+            f"cached rows of {plain} and {index} channels do not divide into FP8 and FP4 blocks",
+            "turn rounding off for this model",
+        )
 
 
 def _on_numpy(files: ModelFiles, rounding: bool, budget_bytes: int) -> Network:
@@ -68,7 +97,9 @@ def _on_mlx(files: ModelFiles, device: str, dtype: str, rounding: bool) -> Netwo
         dtype = "bf16" if device == "gpu" else "f32"
     ops = MlxOps(mx.bfloat16 if dtype == "bf16" else mx.float32)
     weights = MlxWeights(files, ops)
-    return Network(files.config, weights, ops, device=device, rounding=rounding)
+    network = Network(files.config, weights, ops, device=device, rounding=rounding)
+    mx.clear_cache()  # buffers that loading used and running will not
+    return network
 
 
 def _gpu_available() -> bool:

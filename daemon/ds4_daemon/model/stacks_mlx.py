@@ -195,9 +195,11 @@ def _split(stack: mx.array, groups: int) -> mx.array:
 
 
 def _gather(x: Array, matrices: mx.array, experts: mx.array, in_order: bool) -> Array:
+    # Of unlike types the wider; MLX's CPU build has this product in float32 only.
+    dtype = x.dtype if x.dtype == matrices.dtype else mx.float32
     y = mx.gather_mm(
-        x[:, None].astype(matrices.dtype),
-        matrices.swapaxes(-1, -2),
+        x[:, None].astype(dtype),
+        matrices.swapaxes(-1, -2).astype(dtype),
         rhs_indices=experts,
         sorted_indices=in_order,
     )

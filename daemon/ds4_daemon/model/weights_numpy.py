@@ -7,7 +7,6 @@ forgotten, which is slow and never wrong.  Nothing is read when a model is loade
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from ds4_daemon.model.files import ModelFiles, Tensor
 from ds4_daemon.model.quant import dequantize, integers
 from ds4_daemon.model.weights import Embedding, Experts, Linear
 
-Build = Callable[[], Array]
+Get = Callable[[], Array]
+Arrange = Callable[[Sequence[Tensor]], Array]
 
 
 class Held:
@@ -27,22 +27,25 @@ class Held:
     recently used always evicts what is needed next.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, files: ModelFiles, budget_bytes: int) -> None:
+        self._files = files
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
 
-    def matrix(self, build: Build) -> Build:
-        """A callable that gives what `build` does, built once if there is room."""
+    def matrix(self, tensors: Sequence[Tensor], arrange: Arrange) -> Get:
+        """A callable that gives `arrange(tensors)`, computed once if there is room to keep it."""
         kept: Array | None = None
 
         def get() -> Array:
             nonlocal kept
             if kept is not None:
                 return kept
-            built = build()
+            built = arrange(tensors)
             if self.used_bytes + built.nbytes <= self.budget_bytes:
                 self.used_bytes += built.nbytes
                 kept = built
+                for tensor in tensors:  # not read again: their pages need not stay
+                    self._files.release(tensor.name)
             return built
 
         return get
@@ -54,7 +57,7 @@ class NumpyWeights:
     def __init__(self, files: ModelFiles, ops: NumpyOps, budget_bytes: int) -> None:
         self._files = files
         self._ops = ops
-        self.held = Held(budget_bytes)
+        self.held = Held(files, budget_bytes)
 
     @property
     def nbytes(self) -> int:
@@ -68,17 +71,17 @@ class NumpyWeights:
 
     def linear(self, *names: str) -> Linear:
         tensors = [self._files.tensor(name) for name in names]
-        matrix = self.held.matrix(partial(_transposed, tensors))
+        matrix = self.held.matrix(tensors, _transposed)
         return lambda x: np.matmul(x, matrix())
 
     def grouped_linear(self, name: str, groups: int) -> Linear:
         tensor = self._files.tensor(name)
 
-        def build() -> Array:
-            w = dequantize(tensor)
+        def by_group(tensors: Sequence[Tensor]) -> Array:
+            w = dequantize(tensors[0])
             return np.ascontiguousarray(w.reshape(groups, -1, w.shape[-1]).swapaxes(1, 2))
 
-        matrix = self.held.matrix(build)
+        matrix = self.held.matrix([tensor], by_group)
 
         def apply(x: Array) -> Array:
             return np.matmul(x.swapaxes(1, 2), matrix()).swapaxes(1, 2)
@@ -101,17 +104,15 @@ class NumpyWeights:
 
     def experts(self, layer: int, limit: float) -> Experts:
         w1, w2, w3 = (self._files.experts(layer, w) for w in ("w1", "w2", "w3"))
-        gate_up = [self.held.matrix(partial(_transposed, p)) for p in zip(w1, w3, strict=True)]
-        down = [self.held.matrix(partial(_transposed, (t,))) for t in w2]
+        gate_up = [self.held.matrix(pair, _transposed) for pair in zip(w1, w3, strict=True)]
+        down = [self.held.matrix([t], _transposed) for t in w2]
         return NumpyExperts(gate_up, down, limit, self._ops)
 
 
 class NumpyExperts:
     """`Experts` over matrices `[D, 2F]` (gate and up side by side) and `[F, D]`."""
 
-    def __init__(
-        self, gate_up: list[Build], down: list[Build], limit: float, ops: NumpyOps
-    ) -> None:
+    def __init__(self, gate_up: list[Get], down: list[Get], limit: float, ops: NumpyOps) -> None:
         self._gate_up = gate_up
         self._down = down
         self._limit = limit
