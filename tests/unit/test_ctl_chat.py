@@ -56,6 +56,8 @@ class Terminal:
         self._seen = ""
 
     def type(self, keys: str) -> None:
+        # readline listens for signals a moment after its prompt is seen; no person is that quick.
+        time.sleep(0.1)
         os.write(self._master, keys.encode())
 
     def until(self, text: str) -> str:
