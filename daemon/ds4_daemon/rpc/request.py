@@ -73,15 +73,8 @@ class Requests:
                 "use a value of ds4.v1.Priority",
             )
         sampling = self._sampling(request.sampling)
-        prompt = self.prompt(request.prompt)
+        prompt = self.prompt(request.prompt, most_tokens=self.context_tokens - 1)
         room = self.context_tokens - len(prompt.ids)
-        if room < 1:
-            raise RequestError(
-                "PROMPT_TOO_LONG",
-                f"the prompt has {len(prompt.ids)} tokens and leaves no room for an answer in the "
-                f"context of {self.context_tokens}",
-                "shorten the prompt",
-            )
         asked = request.sampling.max_tokens if request.sampling.HasField("max_tokens") else room
         if asked < 1:
             raise RequestError(
@@ -102,15 +95,29 @@ class Requests:
         parser = OutputParser(prompt.opening, list(request.sampling.stop))
         return Job(sequence, parser, request.cache.bypass)
 
-    def prompt(self, prompt: inference_pb2.Prompt) -> Prompt:
-        """The ids of any of the three forms."""
+    def prompt(self, prompt: inference_pb2.Prompt, most_tokens: int | None = None) -> Prompt:
+        """The ids of any of the three forms. Raises RequestError, also above `most_tokens`."""
+        read = self._read(prompt)
+        count = len(read.ids)
+        if most_tokens is not None and count > most_tokens:
+            raise RequestError(
+                "PROMPT_TOO_LONG",
+                f"the prompt has {count} tokens and leaves no room for an answer in the context of "
+                f"{self.context_tokens}",
+                "shorten the prompt",
+            )
+        if prompt.HasField("token_ids"):
+            self._check_ids(read.ids)
+        return read
+
+    def _read(self, prompt: inference_pb2.Prompt) -> Prompt:
         match prompt.WhichOneof("form"):
             case "text":
                 rendered = complete(prompt.text, self.tokenizer)
             case "conversation":
                 rendered = render(to_conversation(prompt.conversation), self.tokenizer)
             case "token_ids":
-                return Prompt(self.checked_ids(prompt.token_ids.ids), Opening.PLAIN)
+                return Prompt(prompt.token_ids.ids, Opening.PLAIN)
             case _:
                 raise RequestError(
                     "NO_PROMPT",
@@ -119,8 +126,7 @@ class Requests:
                 )
         return Prompt(rendered.ids, rendered.opening)
 
-    def checked_ids(self, ids: Items[int]) -> Items[int]:
-        """The same ids, if all are the model's. Raises RequestError."""
+    def _check_ids(self, ids: Items[int]) -> None:
         if not ids:
             raise RequestError("EMPTY_PROMPT", "there are no token ids", "send at least one")
         largest = max(ids)
@@ -130,7 +136,6 @@ class Requests:
                 f"{largest} is no token id of this model",
                 f"ids go from 0 to {self.vocabulary - 1}",
             )
-        return ids
 
     def _sampling(self, wire: types_pb2.Sampling) -> Sampling:
         if wire.top_logprobs and not wire.logprobs:
