@@ -167,6 +167,8 @@ def _lines(interactive: bool) -> Iterator[str]:
                 yield line.removesuffix("\n")
             else:
                 return
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"standard input is not UTF-8 text: {error}") from error
         except EOFError:
             say("")
             return

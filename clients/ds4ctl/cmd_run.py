@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ds4ctl.options import generation_options, home_option, json_option, open_client
+from ds4ctl.options import generation_options, home_option, json_option, open_client, read_input
 from ds4ctl.output import Screen, record, summary, write_json
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def run(
         raise click.UsageError("--logprobs needs --json")
     if raw and (system is not None or thinking is not None or effort is not None):
         raise click.UsageError("--raw has no system prompt and no reasoning")
-    text = _read(prompt)
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError("no prompt: give one as an argument or on standard input")
+    text = read_input() if prompt is None or prompt == "-" else prompt
     if not raw:
         # What a shell adds to a line is not a part of the question.
         text = text.removesuffix("\n")
@@ -68,14 +70,3 @@ def run(
         write_json(record(completion))
     elif not quiet:
         screen.end(summary(completion))
-
-
-def _read(prompt: str | None) -> str:
-    if prompt is not None and prompt != "-":
-        return prompt
-    if sys.stdin.isatty() and prompt is None:
-        raise click.UsageError("no prompt: give one as an argument or on standard input")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"standard input is not UTF-8 text: {error}") from error

@@ -1,10 +1,8 @@
 """`ds4ctl tokenize`: the token ids of a text or of a chat turn, as the daemon would use them."""
 
-import sys
-
 import click
 
-from ds4ctl.options import home_option, json_option, open_client
+from ds4ctl.options import home_option, json_option, open_client, read_input
 from ds4ctl.output import write_json
 
 
@@ -17,7 +15,7 @@ from ds4ctl.output import write_json
 def tokenize(text: str, chat: bool, pieces: bool, as_json: bool) -> None:
     """Turn TEXT ("-": standard input) into token ids."""
     if text == "-":
-        text = sys.stdin.read()
+        text = read_input()
 
     from ds4_client import Text
 

@@ -4,6 +4,7 @@ Nothing but click is imported before a command runs, so that help is there at on
 """
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,10 @@ def main() -> None:
     """The entry point of the command `ds4ctl`."""
     # gRPC's own log lines say nothing that the errors here do not say better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character shows another; it does not end the answer.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(execute(sys.argv[1:]))
 
 

@@ -1,9 +1,10 @@
-"""The options that commands share, and the way from them to a client. Imports click alone.
+"""The options and inputs that commands share, and the way to a client. Imports click alone.
 
 ds4_client loads gRPC, which takes longer than `ds4ctl --help` may; so it is imported where it is
 used.
 """
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,3 +76,11 @@ def open_client() -> "Client":
     from ds4_client import Client
 
     return Client(click.get_current_context().meta.get(_HOME_KEY), name="ds4ctl")
+
+
+def read_input() -> str:
+    """All of standard input."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"standard input is not UTF-8 text: {error}") from error

@@ -122,7 +122,8 @@ def summary(completion: "Completion") -> str:
     cached = usage.cached_live_tokens + usage.cached_restored_tokens
     parts = [
         f"{usage.prompt_tokens:,} prompt tokens" + (f" ({cached:,} cached)" if cached else ""),
-        f"{usage.completion_tokens:,} tokens",
+        f"{usage.completion_tokens:,} tokens"
+        + (f" ({usage.reasoning_tokens:,} of reasoning)" if usage.reasoning_tokens else ""),
         f"{usage.decode_tok_s:,.1f} tok/s",
         f"first after {usage.ttft_ms:,.0f} ms",
     ]

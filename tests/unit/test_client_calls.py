@@ -37,8 +37,8 @@ from tests.unit.client_peer import Peer
 
 
 @pytest.fixture
-def peer(tmp_path: Path) -> Iterator[Peer]:
-    with client_peer.serving(tmp_path) as peer:
+def peer(home: Path) -> Iterator[Peer]:
+    with client_peer.serving(home) as peer:
         yield peer
 
 
@@ -241,16 +241,16 @@ def test_wait_returns_when_the_daemon_serves(peer: Peer, use_async: bool) -> Non
             assert client.wait(5) is True
 
 
-def test_a_client_finds_a_daemon_that_came_back(tmp_path: Path) -> None:
+def test_a_client_finds_a_daemon_that_came_back(home: Path) -> None:
     """One client object outlives the daemon: it reconnects by itself."""
-    with Client(tmp_path) as client:
+    with Client(home) as client:
         for _ in range(2):
-            with client_peer.serving(tmp_path):
+            with client_peer.serving(home):
                 assert client.wait(10)
                 assert client.run("x").text == "You said: x"
 
 
-def test_large_messages_pass_both_ways(tmp_path: Path) -> None:
+def test_large_messages_pass_both_ways(home: Path) -> None:
     """More than gRPC's 4 MB in a prompt and in an event are no matter."""
 
     def script(request: Any, context: Any) -> Iterator[inference_pb2.GenerateEvent]:
@@ -258,9 +258,9 @@ def test_large_messages_pass_both_ways(tmp_path: Path) -> None:
         yield client_peer.content("x" * 8_000_000)
         yield client_peer.finished()
 
-    with client_peer.serving(tmp_path, ("grpc.max_receive_message_length", 64 * 2**20)) as peer:
+    with client_peer.serving(home, ("grpc.max_receive_message_length", 64 * 2**20)) as peer:
         peer.script = script
-        with Client(tmp_path) as client:
+        with Client(home) as client:
             assert len(client.run(Ids([123_456] * 2_000_000)).text) == 8_000_000
 
 

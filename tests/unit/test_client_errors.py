@@ -34,8 +34,8 @@ from tests.unit.client_peer import Peer
 
 
 @pytest.fixture
-def peer(tmp_path: Path) -> Iterator[Peer]:
-    with client_peer.serving(tmp_path) as peer:
+def peer(home: Path) -> Iterator[Peer]:
+    with client_peer.serving(home) as peer:
         yield peer
 
 
@@ -136,20 +136,20 @@ def test_a_stream_without_an_end_is_an_error(peer: Peer, use_async: bool) -> Non
 
 
 @both
-def test_no_daemon_is_said_with_what_to_type(tmp_path: Path, use_async: bool) -> None:
+def test_no_daemon_is_said_with_what_to_type(home: Path, use_async: bool) -> None:
     """Without a socket the error says that the daemon is not running and how to start it."""
-    error = failure(tmp_path, use_async=use_async)
+    error = failure(home, use_async=use_async)
     assert (type(error), error.reason) == (NotRunningError, "NOT_RUNNING")
     assert "ds4-daemon" in error.hint
 
 
 @both
-def test_a_socket_left_behind_is_told_apart(tmp_path: Path, use_async: bool) -> None:
+def test_a_socket_left_behind_is_told_apart(home: Path, use_async: bool) -> None:
     """A socket that nobody listens on is a daemon that is gone."""
-    (tmp_path / "run").mkdir()
+    (home / "run").mkdir()
     with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(tmp_path / "run" / "daemon.sock"))
-    error = failure(tmp_path, use_async=use_async)
+        left.bind(str(home / "run" / "daemon.sock"))
+    error = failure(home, use_async=use_async)
     assert (type(error), error.reason) == (NotRunningError, "CONNECTION_REFUSED")
 
 
@@ -167,7 +167,7 @@ def test_a_daemon_that_dies_in_the_middle_is_noticed(peer: Peer, use_async: bool
     assert type(error) in (NotRunningError, CancelledError)
 
 
-def test_a_forbidden_socket_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forbidden_socket_is_explained(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket of another user is an access error with a hint."""
 
     def connect(self: socket.socket, path: str) -> None:
@@ -178,26 +178,26 @@ def test_a_forbidden_socket_is_explained(tmp_path: Path, monkeypatch: pytest.Mon
 
     Forbidden.connect = connect  # type: ignore[method-assign,assignment]
     monkeypatch.setattr(socket, "socket", Forbidden)  # root may connect to everything
-    error = failure(tmp_path)
+    error = failure(home)
     assert (type(error), error.reason) == (AccessError, "ACCESS_DENIED")
     assert "DS4_HOME" in error.hint
 
 
-def test_a_home_too_deep_is_a_configuration_error(tmp_path: Path) -> None:
+def test_a_home_too_deep_is_a_configuration_error(home: Path) -> None:
     """A path that no socket can have is told before anything is sent."""
     with pytest.raises(ConfigurationError) as caught:
-        Client(tmp_path / ("x" * 120))
+        Client(home / ("x" * 120))
     assert caught.value.reason == "SOCKET_PATH_TOO_LONG"
 
 
-def test_a_call_to_what_is_not_built(tmp_path: Path) -> None:
+def test_a_call_to_what_is_not_built(home: Path) -> None:
     """UNIMPLEMENTED without a reason still becomes a NotBuiltError with one."""
-    (tmp_path / "run").mkdir()
+    (home / "run").mkdir()
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    server.add_insecure_port(f"unix:{tmp_path / 'run' / 'daemon.sock'}")
+    server.add_insecure_port(f"unix:{home / 'run' / 'daemon.sock'}")
     server.start()
     try:
-        error = failure(tmp_path)
+        error = failure(home)
     finally:
         server.stop(0).wait()
     assert (type(error), error.reason) == (NotBuiltError, "UNIMPLEMENTED")
@@ -223,8 +223,8 @@ def test_a_call_to_what_is_not_built(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_sent_is_refused_here(
-    tmp_path: Path, prompt: Any, options: dict[str, Any], reason: str
+    home: Path, prompt: Any, options: dict[str, Any], reason: str
 ) -> None:
     """A request that the contract cannot carry is an InvalidRequestError before any connection."""
-    error = failure(tmp_path, prompt=prompt, **options)
+    error = failure(home, prompt=prompt, **options)
     assert (type(error), error.reason) == (InvalidRequestError, reason)

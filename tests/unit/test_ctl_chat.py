@@ -21,8 +21,8 @@ from tests.unit.client_peer import Peer
 
 
 @pytest.fixture
-def peer(tmp_path: Path) -> Iterator[Peer]:
-    with client_peer.serving(tmp_path) as peer:
+def peer(home: Path) -> Iterator[Peer]:
+    with client_peer.serving(home) as peer:
         yield peer
 
 
@@ -146,9 +146,9 @@ def test_the_first_error_ends_a_piped_chat(peer: Peer) -> None:
     assert len(peer.requests) == 1
 
 
-def test_a_chat_needs_a_daemon(tmp_path: Path) -> None:
+def test_a_chat_needs_a_daemon(home: Path) -> None:
     """It says so before a line is read, with exit code 3."""
-    ran = piped(tmp_path, "")
+    ran = piped(home, "")
     assert ran.returncode == 3
     assert "not running" in ran.stderr
 

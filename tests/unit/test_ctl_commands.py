@@ -24,9 +24,9 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DS4_HOME", str(tmp_path))
-    return tmp_path
+def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DS4_HOME", str(home))
+    return home
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_run_separates_the_answer_from_what_is_about_it(peer: Peer, capsys: Capt
     out, err = capsys.readouterr()
     assert out == "You said: hello you\n"
     assert "12 prompt tokens (4 cached)" in err
-    assert "64.1 tok/s" in err
+    assert "3 tokens (1 of reasoning) · 64.1 tok/s" in err
     assert "think" not in err
 
 
@@ -181,6 +181,8 @@ def test_run_raw_sends_plain_text(peer: Peer, monkeypatch: pytest.MonkeyPatch) -
     [
         (["run"], b"\n", "the prompt is empty"),
         (["run"], b"\xff", "not UTF-8"),
+        (["chat"], b"\xff\n", "not UTF-8"),
+        (["tokenize", "-"], b"\xff", "not UTF-8"),
         (["run", "--raw", "--no-think", "x"], b"", "--raw"),
         (["run", "--logprobs", "x"], b"", "--json"),
         (["run", "--nonsense"], b"", "--nonsense"),
@@ -293,11 +295,13 @@ def test_status_tells_a_problem(peer: Peer, capsys: Captured) -> None:
 
 
 def test_status_waits_until_the_daemon_serves(peer: Peer, capsys: Captured) -> None:
-    """--wait leaves with 4 when the daemon loads for longer."""
+    """--wait leaves with 4 when the daemon loads for longer, with 3 when there is none."""
     peer.set_serving(False)
     assert execute(["status", "--wait", "0.2"]) == 4
     peer.set_serving(True)
     assert execute(["status", "--wait", "5"]) == 0
+    peer.close()
+    assert execute(["status", "--wait", "0.2"]) == 3
 
 
 def test_tokenize_and_cancel(peer: Peer, capsys: Captured) -> None:

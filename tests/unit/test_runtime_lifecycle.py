@@ -52,114 +52,114 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_claim_makes_private_directories(tmp_path: Path) -> None:
+def test_a_claim_makes_private_directories(home: Path) -> None:
     """Every directory of a new home is 0700, and the lock 0600, whatever the umask."""
-    home = Home(tmp_path / "deep" / "home")
+    made = Home(home / "deep" / "home")
     umask = os.umask(0)
     try:
-        with claim(home, "daemon") as tenancy:
-            for path in (home.path, home.run_dir, home.tmp_dir, home.log_dir, tenancy.tmp_dir):
+        with claim(made, "daemon") as tenancy:
+            for path in (made.path, made.run_dir, made.tmp_dir, made.log_dir, tenancy.tmp_dir):
                 assert mode(path) == 0o700
-            assert mode(home.lock("daemon")) == 0o600
+            assert mode(made.lock("daemon")) == 0o600
     finally:
         os.umask(umask)
 
 
-def test_the_temporary_folder_is_exported_and_removed(tmp_path: Path) -> None:
+def test_the_temporary_folder_is_exported_and_removed(home: Path) -> None:
     """TMPDIR and tempfile name the private folder while the claim lasts, and no longer."""
     before = os.environ.get("TMPDIR"), tempfile.gettempdir()
-    with claim(Home(tmp_path), "daemon") as tenancy:
+    with claim(Home(home), "daemon") as tenancy:
         assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(tenancy.tmp_dir)
         (tenancy.tmp_dir / "kernel.so").write_bytes(b"x")
     assert not tenancy.tmp_dir.exists()
     assert (os.environ.get("TMPDIR"), tempfile.gettempdir()) == before
 
 
-def test_a_second_claim_is_refused_with_the_first_ones_pid(tmp_path: Path) -> None:
+def test_a_second_claim_is_refused_with_the_first_ones_pid(home: Path) -> None:
     """A second process is told who holds the lock; when that one is gone it may have it."""
-    home = Home(tmp_path)
-    assert lock_holder(home, "daemon") is None
-    holder = start(HOLDER, str(tmp_path))
+    place = Home(home)
+    assert lock_holder(place, "daemon") is None
+    holder = start(HOLDER, str(home))
     try:
-        assert lock_holder(home, "daemon") == holder.pid
-        with pytest.raises(AlreadyRunningError) as caught, claim(home, "daemon"):
+        assert lock_holder(place, "daemon") == holder.pid
+        with pytest.raises(AlreadyRunningError) as caught, claim(place, "daemon"):
             pass
         assert caught.value.pid == holder.pid
         assert str(holder.pid) in caught.value.message
-        with claim(home, "kvcache"):
+        with claim(place, "kvcache"):
             pass  # another service has its own lock
     finally:
         holder.communicate()
-    assert lock_holder(home, "daemon") is None
-    with claim(home, "daemon"):
-        assert lock_holder(home, "daemon") == os.getpid()
+    assert lock_holder(place, "daemon") is None
+    with claim(place, "daemon"):
+        assert lock_holder(place, "daemon") == os.getpid()
 
 
-def test_a_killed_holder_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+def test_a_killed_holder_leaves_nothing_in_the_way(home: Path) -> None:
     """After SIGKILL the lock is free, and the next process removes the folder left behind."""
-    holder = start(HOLDER, str(tmp_path))
-    left = Home(tmp_path).tmp_dir / f"daemon-{holder.pid}"
+    holder = start(HOLDER, str(home))
+    left = Home(home).tmp_dir / f"daemon-{holder.pid}"
     holder.kill()
     holder.communicate()
-    other = Home(tmp_path).tmp_dir / "kvcache-1"
+    other = Home(home).tmp_dir / "kvcache-1"
     other.mkdir()
     assert left.is_dir()
-    with claim(Home(tmp_path), "daemon"):
+    with claim(Home(home), "daemon"):
         assert not left.exists()
         assert other.exists()  # that service may be alive
 
 
-def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_refused(home: Path) -> None:
     """Neither the home nor the run directory may be a link that leads elsewhere."""
-    (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "home").mkdir(mode=0o700)
-    (tmp_path / "home" / "run").symlink_to(tmp_path / "real")
+    (home / "real").mkdir(mode=0o700)
+    (home / "link").symlink_to(home / "real")
+    (home / "home").mkdir(mode=0o700)
+    (home / "home" / "run").symlink_to(home / "real")
     for name in ("link", "home"):
         with (
             pytest.raises(DirectoryError, match="symbolic link"),
-            claim(Home(tmp_path / name), "daemon"),
+            claim(Home(home / name), "daemon"),
         ):
             pass
-    assert list((tmp_path / "real").iterdir()) == []
+    assert list((home / "real").iterdir()) == []
 
 
-def test_a_run_directory_open_to_others_is_refused(tmp_path: Path) -> None:
+def test_a_run_directory_open_to_others_is_refused(home: Path) -> None:
     """A directory that others can enter is not silently used, and the hint repairs it."""
-    (tmp_path / "run").mkdir(mode=0o755)
-    (tmp_path / "run").chmod(0o755)
-    with pytest.raises(DirectoryError) as caught, claim(Home(tmp_path), "daemon"):
+    (home / "run").mkdir(mode=0o755)
+    (home / "run").chmod(0o755)
+    with pytest.raises(DirectoryError) as caught, claim(Home(home), "daemon"):
         pass
     assert caught.value.reason == "NOT_PRIVATE"
     subprocess.run(caught.value.hint, shell=True, check=True)
-    with claim(Home(tmp_path), "daemon"):
+    with claim(Home(home), "daemon"):
         pass
 
 
-def test_a_home_that_others_can_write_is_refused(tmp_path: Path) -> None:
+def test_a_home_that_others_can_write_is_refused(home: Path) -> None:
     """Others must not be able to swap what is in a home; they may see that it exists."""
-    tmp_path.chmod(0o755)
-    with claim(Home(tmp_path), "daemon"):
+    home.chmod(0o755)
+    with claim(Home(home), "daemon"):
         pass
-    tmp_path.chmod(0o770)
-    with pytest.raises(DirectoryError), claim(Home(tmp_path), "daemon"):
+    home.chmod(0o770)
+    with pytest.raises(DirectoryError), claim(Home(home), "daemon"):
         pass
 
 
-def test_a_foreign_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_owner_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory of another user is refused by name."""
-    (tmp_path / "run").mkdir(mode=0o700)
+    (home / "run").mkdir(mode=0o700)
     uid = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
-    with pytest.raises(DirectoryError) as caught, claim(Home(tmp_path), "daemon"):
+    with pytest.raises(DirectoryError) as caught, claim(Home(home), "daemon"):
         pass
     assert caught.value.reason == "FOREIGN_OWNER"
 
 
-def test_a_home_that_cannot_be_made_is_a_named_error(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_made_is_a_named_error(home: Path) -> None:
     """A file in the way is told with its path and a hint."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DirectoryError) as caught, claim(Home(tmp_path / "file" / "home"), "daemon"):
+    (home / "file").write_text("")
+    with pytest.raises(DirectoryError) as caught, claim(Home(home / "file" / "home"), "daemon"):
         pass
     assert caught.value.reason == "HOME_NOT_USABLE"
     assert "DS4_HOME" in caught.value.hint
@@ -174,7 +174,7 @@ def test_the_first_signal_asks_to_stop(number: signal.Signals) -> None:
     assert (out, process.returncode) == ("stopping\n", 0)
 
 
-def test_the_second_signal_ends_it(tmp_path: Path) -> None:
+def test_the_second_signal_ends_it(home: Path) -> None:
     """A process that drains too long for somebody is ended by a second SIGTERM."""
     process = start(STOPPER, "slowly")
     process.send_signal(signal.SIGTERM)

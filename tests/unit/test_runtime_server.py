@@ -122,7 +122,7 @@ async def fault(call: Any) -> tuple[grpc.StatusCode, str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "50% é#?"])
-def test_the_socket_is_private_in_any_home(tmp_path: Path, name: str) -> None:
+def test_the_socket_is_private_in_any_home(home: Path, name: str) -> None:
     """The socket is 0600 whatever the umask and the name of the home, and gone after the stop."""
     umask = os.umask(0)
 
@@ -132,15 +132,15 @@ def test_the_socket_is_private_in_any_home(tmp_path: Path, name: str) -> None:
         assert await channel.unary_unary("/test.Echo/Single")(b"hello") == b"hello"
 
     try:
-        serve(tmp_path / name, body)
+        serve(home / name, body)
     finally:
         os.umask(umask)
-    assert not Home(tmp_path / name).socket("daemon").exists()
+    assert not Home(home / name).socket("daemon").exists()
 
 
-def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
+def test_a_stale_socket_is_replaced(home: Path) -> None:
     """A socket that a killed process left does not keep the next one from starting."""
-    path = Home(tmp_path).socket("daemon")
+    path = Home(home).socket("daemon")
     path.parent.mkdir(mode=0o700)
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as left:
         left.bind(str(path))
@@ -148,12 +148,12 @@ def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     async def body(server: Server, echo: Echo, channel: Any) -> None:
         assert await channel.unary_unary("/test.Echo/Single")(b"hello") == b"hello"
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
+def test_a_file_in_the_sockets_place_is_kept(home: Path) -> None:
     """What is no socket is not removed: the start fails with a named error."""
-    path = Home(tmp_path).socket("daemon")
+    path = Home(home).socket("daemon")
     path.parent.mkdir(mode=0o700)
     path.write_text("precious")
 
@@ -161,12 +161,12 @@ def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
         raise AssertionError("it must not start")
 
     with pytest.raises(AddressError) as caught:
-        serve(tmp_path, body)
+        serve(home, body)
     assert caught.value.reason == "SOCKET_NOT_BOUND"
     assert path.read_text() == "precious"
 
 
-def test_health_says_when_there_is_something_to_serve(tmp_path: Path) -> None:
+def test_health_says_when_there_is_something_to_serve(home: Path) -> None:
     """NOT_SERVING from the start until the owner says otherwise, for each service and the whole."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -179,10 +179,10 @@ def test_health_says_when_there_is_something_to_serve(tmp_path: Path) -> None:
                 assert (answer.status == health_pb2.HealthCheckResponse.SERVING) is serving
             await server.set_serving(False)
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_reflection_lists_the_services(tmp_path: Path) -> None:
+def test_reflection_lists_the_services(home: Path) -> None:
     """A generic client can ask what is served."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -193,10 +193,10 @@ def test_reflection_lists_the_services(tmp_path: Path) -> None:
         services = await asyncio.to_thread(ask)
         assert {"test.Echo", "grpc.health.v1.Health"} <= set(services)
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_a_refusal_arrives_with_reason_message_and_hint(tmp_path: Path) -> None:
+def test_a_refusal_arrives_with_reason_message_and_hint(home: Path) -> None:
     """Whatever the handler streams, the three parts of an error arrive, beyond ASCII too."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -215,10 +215,10 @@ def test_a_refusal_arrives_with_reason_message_and_hint(tmp_path: Path) -> None:
             assert trailing["ds4-reason"] == "TOO_LONG"
             assert unquote(trailing["ds4-hint"]) == "try ≤ 5 % of it"
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_a_defect_is_logged_and_not_told(tmp_path: Path) -> None:
+def test_a_defect_is_logged_and_not_told(home: Path) -> None:
     """An exception nobody planned becomes INTERNAL: its text stays in the log."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -231,10 +231,10 @@ def test_a_defect_is_logged_and_not_told(tmp_path: Path) -> None:
         assert str(logs[0]["exc_info"]) == "a secret detail"
         assert await single(b"hello") == b"hello"
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_what_is_not_built_says_so(tmp_path: Path) -> None:
+def test_what_is_not_built_says_so(home: Path) -> None:
     """A method of the contract without a body answers UNIMPLEMENTED with a reason."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -243,10 +243,10 @@ def test_what_is_not_built_says_so(tmp_path: Path) -> None:
         code, _, _ = await fault(channel.unary_unary("/test.Echo/Unknown")(b""))
         assert code == grpc.StatusCode.UNIMPLEMENTED
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_a_client_that_leaves_closes_the_handler(tmp_path: Path) -> None:
+def test_a_client_that_leaves_closes_the_handler(home: Path) -> None:
     """Cancelling a stream closes the handler's generator, also while it waits to write."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -258,10 +258,10 @@ def test_a_client_that_leaves_closes_the_handler(tmp_path: Path) -> None:
             call.cancel()
             await asyncio.wait_for(echo.closed.wait(), 5)
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_messages_up_to_the_limit_are_received(tmp_path: Path) -> None:
+def test_messages_up_to_the_limit_are_received(home: Path) -> None:
     """The ids of a million tokens pass, and what is larger than the limit is refused."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -270,10 +270,10 @@ def test_messages_up_to_the_limit_are_received(tmp_path: Path) -> None:
         code, _, _ = await fault(single(bytes(MAX_MESSAGE_BYTES + 1)))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    serve(tmp_path, body)
+    serve(home, body)
 
 
-def test_a_stop_lets_running_calls_end_within_its_grace(tmp_path: Path) -> None:
+def test_a_stop_lets_running_calls_end_within_its_grace(home: Path) -> None:
     """A running call ends by itself within the grace; one that does not is cancelled after it."""
 
     async def body(server: Server, echo: Echo, channel: Any) -> None:
@@ -282,4 +282,4 @@ def test_a_stop_lets_running_calls_end_within_its_grace(tmp_path: Path) -> None:
         await asyncio.wait_for(server.stop(0.1), 5)
         await asyncio.wait_for(echo.closed.wait(), 5)
 
-    serve(tmp_path, body)
+    serve(home, body)
