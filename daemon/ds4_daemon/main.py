@@ -17,7 +17,7 @@ from ds4_runtime.address import Home
 from ds4_runtime.errors import SetupError
 from ds4_runtime.lifecycle import Tenancy, claim, stop_signals
 
-from ds4_daemon.errors import ConfigError, ModelFileError
+from ds4_daemon.errors import ConfigError, DaemonError, ModelFileError
 from ds4_daemon.settings import Settings, load_settings
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
@@ -31,14 +31,27 @@ def main(arguments: list[str] | None = None) -> int:
     """The command `ds4-daemon`."""
     try:
         settings = load_settings(arguments)
-        log.configure("ds4-daemon", level=settings.log_level, file=settings.log_file)
+        configure_log(settings)
         with claim(Home.find(), "daemon") as tenancy:  # sets TMPDIR: MLX is imported after it
             return asyncio.run(serve(settings, tenancy))
-    except (ConfigError, ModelFileError, SetupError) as error:
+    except (DaemonError, SetupError) as error:
         print(f"ds4-daemon: {error.message} [{error.reason}]", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
-        return EXIT_CONFIG
+        unusable = isinstance(error, ConfigError | ModelFileError | SetupError)
+        return EXIT_CONFIG if unusable else EXIT_FAILED
+
+
+def configure_log(settings: Settings) -> None:
+    """Logs where the settings say. Raises ConfigError."""
+    try:
+        log.configure("ds4-daemon", level=settings.log_level, file=settings.log_file)
+    except OSError as error:
+        raise ConfigError(
+            "LOG_FILE_NOT_USABLE",
+            f"the log file {settings.log_file} cannot be written: {error.strerror}",
+            "name another with --log-file, or leave it out",
+        ) from error
 
 
 async def serve(settings: Settings, tenancy: Tenancy) -> int:

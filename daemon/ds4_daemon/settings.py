@@ -5,13 +5,14 @@ ConfigError which says where it came from. Read once by `main`, before anything 
 """
 
 import argparse
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from ds4_runtime.address import Home
+from ds4_runtime.address import HOME_VARIABLE, Home
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -94,6 +95,7 @@ def load_settings(arguments: list[str] | None = None) -> Settings:
     Leaves through SystemExit for --help, --version and flags that do not exist, as argparse does.
     """
     flags = vars(_parser().parse_args(arguments))
+    _check_variables()
     try:
         return Settings(**flags)
     except ValidationError as error:
@@ -111,6 +113,19 @@ def load_settings(arguments: list[str] | None = None) -> Settings:
         ) from error
     except SettingsError as error:
         raise ConfigError("BAD_SETTING", str(error), "see `ds4-daemon --help`") from error
+
+
+def _check_variables() -> None:
+    """Refuse a DS4_* variable that is no setting: a misspelt DS4_MODEL must not go unnoticed."""
+    known = {_PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and name not in known | {HOME_VARIABLE}:
+            near = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(
+                "UNKNOWN_SETTING",
+                f"the variable {name} is no setting",
+                f"did you mean {near[0]}?" if near else "see `ds4-daemon --help` for what there is",
+            )
 
 
 def _explain(key: str, kind: str, message: str, flags: Mapping[str, Any]) -> ConfigError:
@@ -149,8 +164,14 @@ def _parser() -> argparse.ArgumentParser:
             )
         else:
             # No type here: text from any source is checked in one place, by the model.
-            parser.add_argument(_flag(name), metavar="VALUE", help=f"{field.description}{default}")
+            parser.add_argument(
+                _flag(name), metavar=_values(field.annotation), help=f"{field.description}{default}"
+            )
     return parser
+
+
+def _values(annotation: Any) -> str:
+    return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else "VALUE"
 
 
 def _flag(name: str) -> str:

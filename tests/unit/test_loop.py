@@ -1,6 +1,7 @@
 """The engine's loop over a tiny model whose next token depends on all tokens before it."""
 
 import asyncio
+import threading
 import time
 from array import array
 from collections.abc import Awaitable, Callable
@@ -260,6 +261,28 @@ def test_loading_that_fails_raises_where_it_was_started() -> None:
 
         with pytest.raises(EngineError):
             await Engine(load, Limits(1, 4), 1).start(0)
+
+    asyncio.run(main())
+
+
+def test_closing_does_not_wait_for_a_load_that_never_ends() -> None:
+    """A daemon that is stopped while it loads leaves at once; what asked for the start is free."""
+
+    async def main() -> None:
+        never = threading.Event()
+        engine = Engine(lambda: never.wait() and HashNetwork(), LIMITS, 1)  # type: ignore[arg-type,return-value]
+        starting = asyncio.create_task(engine.start(0))
+        await asyncio.sleep(0.05)
+        assert engine.state == "loading"
+        with pytest.raises(DaemonError) as caught:
+            engine.submit(sequence("early", [1]))
+        assert caught.value.reason == "LOADING"
+        assert await engine.drain(1) == (0, 0)
+        starting.cancel()
+        began_s = time.monotonic()
+        await engine.close(0.1)
+        assert time.monotonic() - began_s < 2
+        never.set()
 
     asyncio.run(main())
 

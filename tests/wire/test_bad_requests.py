@@ -181,6 +181,6 @@ def test_garbage_on_the_wire_is_survived(daemon: Daemon) -> None:
     """Bytes that are no message, and an unknown method, end their call only."""
     with daemon.channel() as channel:
         for method, payload in (("Generate", b"\xff" * 64), ("Nothing", b"")):
-            call = channel.unary_stream(f"/ds4.v1.Inference/{method}")
+            call: Any = channel.unary_stream(f"/ds4.v1.Inference/{method}")
             with pytest.raises(grpc.RpcError):
                 list(call(payload, timeout=10))

@@ -195,6 +195,8 @@ BAD_SETTINGS = {
     "not a number": (("--max-running", "many"), "", {}, "--max-running"),
     "device": (("--device", "abacus"), "", {}, "--device"),
     "variable": ((), "", {"DS4_TOP_P": "7"}, "DS4_TOP_P"),
+    "misspelt variable": ((), "", {"DS4_MODLE": "x"}, "DS4_MODEL"),
+    "log file": (("--log-file", "/nowhere/log"), "", {}, "/nowhere/log"),
     "file value": ((), "temperature = 'hot'", {}, "config.toml"),
     "file key": ((), "chunk_toknes = 3", {}, "chunk_toknes"),
     "file": ((), "this is not toml", {}, "config.toml"),
