@@ -8,6 +8,7 @@ However it is left, its sequence is freed. Called by `inference`.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 
 import structlog
 from ds4.v1 import inference_pb2 as pb
@@ -217,11 +218,15 @@ def token_piece(tokenizer: Tokenizer, token_id: int) -> types_pb2.TokenPiece:
 
 
 def _joined(pieces: list[Delta]) -> Iterator[Delta]:
-    """Adjacent text of one kind in one piece."""
+    """Adjacent text of one kind, or of one tool call, in one piece."""
     last: Delta | None = None
     for piece in pieces:
-        if last is not None and piece.kind is last.kind and piece.kind is not DeltaKind.TOOL_CALL:
-            last = Delta(last.kind, last.text + piece.text)
+        if last is not None and (piece.kind, piece.index, piece.name) == (
+            last.kind,
+            last.index,
+            "",
+        ):
+            last = replace(last, text=last.text + piece.text)
             continue
         if last is not None:
             yield last
