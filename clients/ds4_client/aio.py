@@ -45,7 +45,6 @@ class AsyncStream:
         self._call = call
         self._events = aiter(call)
         self._finished = False
-        self._cancelled = False
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -68,15 +67,14 @@ class AsyncStream:
         except grpc.aio.AioRpcError as error:
             raise self._address.explain(error) from None
         except asyncio.CancelledError:
-            # gRPC raises it for its call too; only the cancelling of the task is the loop's
-            # business.
-            if not self._cancelled:
+            # gRPC raises it for its call too; cancelling the task is the loop's business alone.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
                 raise
             raise CancelledError("CANCELLED", "the request was cancelled") from None
 
     def cancel(self) -> None:
         """Stop the request."""
-        self._cancelled = True
         self._call.cancel()
 
     async def __aenter__(self) -> Self:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ds4ctl.explain import explain
+from ds4ctl.explain import report
 from ds4ctl.options import generation_options, home_option, json_option, open_client
 from ds4ctl.output import Screen, enum_word, record, say, summary, write_json
 
@@ -89,7 +89,7 @@ class _Chat:
         except Ds4Error as error:
             if not interactive:
                 raise
-            explain(error.reason, error.message, error.hint, as_json=self.as_json)
+            report(error, as_json=self.as_json)
         return True
 
     def _answer(self, text: str) -> None:

@@ -22,23 +22,6 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # as shells say of SIGINT
 
 
-def exit_code(error: Exception) -> ExitCode | None:
-    """The code for an error that has a reason and a hint; None for a defect of ds4ctl."""
-    from ds4_client import ConfigurationError, DeadlineError, Ds4Error, NotRunningError
-
-    match error:
-        case NotRunningError():
-            return ExitCode.NOT_RUNNING
-        case DeadlineError():
-            return ExitCode.TIMED_OUT
-        case ConfigurationError():
-            return ExitCode.CONFIGURATION
-        case Ds4Error():
-            return ExitCode.FAILED
-        case _:
-            return None
-
-
 def explain(reason: str, message: str, hint: str, *, as_json: bool) -> None:
     """Tell an error on standard error."""
     if as_json:
@@ -48,3 +31,21 @@ def explain(reason: str, message: str, hint: str, *, as_json: bool) -> None:
     click.echo(f"ds4ctl: {message}", err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
+
+
+def report(error: Exception, *, as_json: bool) -> ExitCode | None:
+    """Tell an error of ds4_client and give its exit code; None for a defect, which is not told."""
+    from ds4_client import ConfigurationError, DeadlineError, Ds4Error, NotRunningError
+
+    if not isinstance(error, Ds4Error):
+        return None
+    explain(error.reason, error.message, error.hint, as_json=as_json)
+    match error:
+        case NotRunningError():
+            return ExitCode.NOT_RUNNING
+        case DeadlineError():
+            return ExitCode.TIMED_OUT
+        case ConfigurationError():
+            return ExitCode.CONFIGURATION
+        case _:
+            return ExitCode.FAILED

@@ -3,7 +3,6 @@
 Nothing but click is imported before a command runs, so that help is there at once.
 """
 
-import contextlib
 import io
 import os
 import sys
@@ -16,7 +15,7 @@ from ds4ctl.cmd_chat import chat
 from ds4ctl.cmd_run import run
 from ds4ctl.cmd_status import status
 from ds4ctl.cmd_tokenize import tokenize
-from ds4ctl.explain import ExitCode, exit_code, explain
+from ds4ctl.explain import ExitCode, explain, report
 from ds4ctl.options import home_option
 
 EPILOG = (
@@ -62,14 +61,14 @@ def execute(arguments: Sequence[str]) -> int:
         return ExitCode.USAGE
     except click.Abort:  # click's word for Ctrl-C
         return ExitCode.INTERRUPTED
+    except OSError as error:  # a broken pipe never comes here: click ends it quietly
+        message = f"input or output failed: {error.strerror or error}"
+        explain("IO_FAILED", message, "", as_json=as_json)
+        return ExitCode.FAILED
     except Exception as error:
-        known = exit_code(error)
+        known = report(error, as_json=as_json)
         if known is None:
             raise
-        # Raised by ds4_client: it has the three parts.
-        parts = (str(getattr(error, part)) for part in ("reason", "message", "hint"))
-        with contextlib.suppress(BrokenPipeError):
-            explain(*parts, as_json=as_json)
         return known
 
 

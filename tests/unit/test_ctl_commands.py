@@ -1,5 +1,6 @@
 """ds4ctl: what commands write where, their exit codes and their JSON, against a real peer."""
 
+import errno
 import io
 import json
 import os
@@ -343,6 +344,18 @@ def test_a_broken_pipe_is_quiet(peer: Peer) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(10) == 1
+
+
+def test_a_full_disk_is_told(peer: Peer, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """Output that cannot be written is one sentence and exit code 1."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert execute(["run", "x"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("ds4ctl: input or output failed")
 
 
 def test_a_daemon_that_dies_is_noticed_quietly(peer: Peer) -> None:
