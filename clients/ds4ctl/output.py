@@ -8,11 +8,15 @@ import json
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ds4_client import Completion, Event, Logprob, Progress, ToolCallDelta
     from google.protobuf.message import Message
+
+# What a terminal obeys instead of showing: a model must not move its cursor or set its title.
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
+_CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 
 
 class Screen:
@@ -52,7 +56,7 @@ class Screen:
             self._err(tool_call.arguments_fragment)
         if content:
             self._end_err()
-            sys.stdout.write(content)
+            sys.stdout.write(_harmless(content, sys.stdout))
             sys.stdout.flush()
             self._open_out = not content.endswith("\n")
 
@@ -68,7 +72,7 @@ class Screen:
             say(note)
 
     def _err(self, text: str) -> None:
-        sys.stderr.write(dim(text))
+        sys.stderr.write(dim(_harmless(text, sys.stderr)))
         sys.stderr.flush()
         self._open_err = True
 
@@ -84,6 +88,11 @@ class Screen:
             sys.stderr.write("\r\x1b[K" + dim(line[: width - 1]))
             sys.stderr.flush()
         self._transient = bool(line)
+
+
+def _harmless(text: str, stream: TextIO) -> str:
+    """The model's text as a terminal may show it; what goes elsewhere stays as it is."""
+    return text.translate(_CONTROLS) if stream.isatty() else text
 
 
 def dim(text: str) -> str:

@@ -266,3 +266,21 @@ def test_progress_and_reasoning_are_shown_at_a_terminal(peer: Peer) -> None:
     assert shown.index("Let me think.\n") < shown.index("Done.\n")
     terminal.until("first after 31 ms")
     assert terminal.leave() == 0
+
+
+def test_a_model_cannot_steer_the_terminal(peer: Peer) -> None:
+    """Control characters of an answer are shown at a terminal, and exact in a pipe."""
+    sneaky = "\x1b]0;title\x07\x9b2Jä\r\n\tz"
+
+    def script(request: Any, context: Any) -> Iterator[inference_pb2.GenerateEvent]:
+        yield client_peer.accepted()
+        yield client_peer.content(sneaky)
+        yield client_peer.finished()
+
+    peer.script = script
+    terminal = Terminal("run", "--home", str(peer.home), "x")
+    terminal.until("\ufffd]0;title\ufffd\ufffd2Jä\n\tz\n")
+    terminal.until("first after")
+    assert terminal.leave() == 0
+    command = [sys.executable, "-m", "ds4ctl", "run", "--home", str(peer.home), "x"]
+    assert subprocess.run(command, capture_output=True).stdout == f"{sneaky}\n".encode()
