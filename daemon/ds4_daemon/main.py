@@ -98,9 +98,14 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
         await server.set_serving(False)
         return await engine.drain(settings.drain_limit_s if limit_s is None else limit_s)
 
-    context_tokens = files.config.max_position_embeddings
-    if settings.context_tokens is not None:
-        context_tokens = min(context_tokens, settings.context_tokens)
+    context_tokens = settings.context_tokens or files.config.max_position_embeddings
+    if context_tokens > files.config.max_position_embeddings:
+        raise ConfigError(
+            "CONTEXT_TOO_LONG",
+            f"context_tokens is {context_tokens}, the model has "
+            f"{files.config.max_position_embeddings}",
+            "set no more than the model has, or leave it out",
+        )
     defaults = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
     requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults)
     facts = model_status(name, path, files, context_tokens, settings.dtype)

@@ -252,6 +252,26 @@ def test_drain_waits_then_tells() -> None:
     with_engine(body, step_s=0.01)
 
 
+def test_drain_does_not_wait_for_a_slow_step() -> None:
+    """At the limit everyone is told at once, in the middle of a step; nobody is told twice."""
+
+    async def body(engine: Engine, network: HashNetwork) -> None:
+        events = engine.submit(sequence("r", [1], 50))
+        await events.get()
+        network.step_s = 1.0
+        await asyncio.sleep(0.05)
+        began_s = time.monotonic()
+        assert await engine.drain(0.1) == (0, 1)
+        assert time.monotonic() - began_s < 0.5
+        _, ended = await finish(events)
+        assert ended.finish is Finish.DRAINED
+        await asyncio.sleep(1.2)
+        assert events.empty()
+        assert engine.totals.cancelled == 1
+
+    with_engine(body, step_s=0.01)
+
+
 def test_loading_that_fails_raises_where_it_was_started() -> None:
     """What the loader raises on the engine's thread arrives at `start`."""
 

@@ -243,6 +243,11 @@ def bad_models(folder: Path, models: standin.StandIn) -> dict[str, Path]:
     return {"missing": folder / "none.gguf", "cut": cut, "foreign": foreign, "empty": empty}
 
 
+def test_context_beyond_the_model_leaves_with_78(home: Path, models: standin.StandIn) -> None:
+    """A context longer than the model's is refused, not cut."""
+    refused(Daemon(home, models.gguf, "--context-tokens", "70000"), "CONTEXT_TOO_LONG")
+
+
 @pytest.mark.parametrize("case", ["missing", "cut", "foreign", "empty"])
 def test_bad_models_leave_with_78(
     home: Path, models: standin.StandIn, tmp_path: Path, case: str

@@ -146,15 +146,19 @@ class Engine:
         return "loading" if self.model is None else "serving"
 
     async def drain(self, limit_s: float) -> Drained:
-        """Take nothing new, let what runs finish, and end what still runs after `limit_s`."""
+        """Take nothing new, let what runs finish, and end what still runs after `limit_s`.
+
+        Those are told at once, however long the present step takes.
+        """
         self.draining = True
         before, drained_before = len(self._open), self._drained
         try:
             await asyncio.wait_for(self._idle.wait(), limit_s)
         except TimeoutError:
-            for sequence in self.sequences:
+            late = self.sequences
+            for sequence in late:
                 self.stop(sequence, Finish.DRAINED)
-            await self._idle.wait()
+            self._deliver([(sequence, Ended(Finish.DRAINED)) for sequence in late])
         drained = self._drained - drained_before
         return Drained(before - drained, drained)
 
@@ -179,8 +183,8 @@ class Engine:
     def _deliver(self, batch: list[tuple[Sequence, Event]]) -> None:
         for sequence, event in batch:
             found = self._open.get(sequence.request_id)
-            if found is None:
-                continue
+            if found is None or found[0] is not sequence:
+                continue  # it was told its end already
             found[1].put_nowait(event)
             if isinstance(event, Ended):
                 del self._open[sequence.request_id]

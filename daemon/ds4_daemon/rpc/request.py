@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ds4.v1 import inference_pb2, types_pb2
 
-from ds4_daemon.errors import NotBuiltError, RequestError
+from ds4_daemon.errors import ModelFileError, NotBuiltError, RequestError
 from ds4_daemon.rpc.conversation import to_conversation
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Client, Sequence
@@ -48,6 +48,15 @@ class Requests:
     vocabulary: int
     context_tokens: int
     defaults: Sampling
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.vocab_size > self.vocabulary:
+            raise ModelFileError(
+                "TOKENIZER_FOREIGN",
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens, the network "
+                f"{self.vocabulary}",
+                "use the tokenizer that the model was released with",
+            )
 
     def job(self, request: inference_pb2.GenerateRequest, arrived_s: float) -> Job:
         """Everything about the request, checked. Raises RequestError and NotBuiltError."""

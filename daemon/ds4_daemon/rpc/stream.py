@@ -53,15 +53,26 @@ async def follow(
     """Run a job and yield its events, offsets counted. Raises what `Engine.submit` raises."""
     sequence = job.sequence
     events = engine.submit(sequence)
-    offset = 0
+    offset, reason = 0, "client left"
     try:
         async for event in _events(engine, job, tokenizer, events):
             event.request_id, event.offset = sequence.request_id, offset
+            if event.HasField("finished"):
+                reason = pb.FinishReason.Name(event.finished.reason)
             yield event
             offset += 1
     finally:
         # A client that went away frees its sequence; for one that ended this does nothing.
         engine.stop(sequence, Finish.CANCELLED)
+        _log.info(
+            "request ended",
+            request_id=sequence.request_id,
+            client=sequence.client.name,
+            reason=reason.removeprefix("FINISH_REASON_").lower(),
+            prompt_tokens=sequence.prompt_tokens,
+            generated_tokens=sequence.generated_tokens,
+            age_ms=round((time.monotonic() - sequence.arrived_s) * 1e3),
+        )
 
 
 async def _events(
