@@ -74,7 +74,7 @@ class AsyncStream:
             raise CancelledError("CANCELLED", "the request was cancelled") from None
 
     def cancel(self) -> None:
-        """Stop the request."""
+        """Stop the request. Reading on raises CancelledError."""
         self._call.cancel()
 
     async def __aenter__(self) -> Self:

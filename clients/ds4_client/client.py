@@ -80,7 +80,7 @@ class Stream:
             raise self._address.explain(error) from None
 
     def cancel(self) -> None:
-        """Stop the request; what is already here can still be read."""
+        """Stop the request. Reading on raises CancelledError."""
         self._call.cancel()
 
     def __enter__(self) -> Self:
