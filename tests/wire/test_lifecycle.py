@@ -12,6 +12,7 @@ import pytest
 from ds4_client import Client, Delta, FinishReason, OverloadedError, Text
 from ds4_client.events import Finished
 from ds4_daemon import standin
+from ds4_daemon.settings import Settings
 from ds4_runtime.lifecycle import lock_holder
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -227,6 +228,15 @@ def test_settings_come_from_file_variable_and_flag(home: Path, models: standin.S
         finally:
             daemon.kill()
     assert (engine.max_running, engine.max_waiting) == (5, 40)
+
+
+def test_settings_are_documented() -> None:
+    """Each setting has its line in docs/settings.md, with the default that holds."""
+    lines = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8").splitlines()
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}` "
+        assert any(line.startswith(f"| `{name}` | {default}| ") for line in lines), name
+    assert sum(line.startswith("| `") for line in lines) == len(Settings.model_fields)
 
 
 def test_unknown_flag_leaves_with_2(home: Path) -> None:
