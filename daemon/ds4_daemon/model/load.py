@@ -4,6 +4,7 @@ The only place that knows which operations and which weights go together.  Calle
 and by `ds4_daemon.logits`.
 """
 
+import os
 from pathlib import Path
 
 from ds4_daemon.errors import ConfigError, ModelFileError
@@ -87,6 +88,9 @@ def _on_numpy(files: ModelFiles, rounding: bool, budget_bytes: int) -> Network:
 
 
 def _on_mlx(files: ModelFiles, device: str, dtype: str, rounding: bool) -> Network:
+    # What is computed in float32 is meant so (routing, hyper-connections, compressors): on CUDA
+    # MLX would multiply with 10 bits of mantissa. Read once, at the first product.
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
     import mlx.core as mx
 
     from ds4_daemon.kernels.mlx_ops import MlxOps

@@ -5,7 +5,8 @@ raw ggml blocks that are unpacked when they are used.  A single matrix is a stac
 `weights_mlx`; knows no names and no layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
@@ -64,7 +65,9 @@ class PlainStack:
         return mx.matmul(x, self._matrices.swapaxes(-1, -2)).astype(x.dtype)
 
     def choose(self, x: Array, experts: Array, in_order: bool) -> Array:
-        return _gather(x, self._matrices, mx.array(experts), in_order)
+        if in_order:
+            return mx.concatenate(list(_runs(x, self._matrices, experts, 0)))
+        return _each(x, self._matrices[experts])
 
 
 class ExactStack:
@@ -130,18 +133,14 @@ class BlockStack:
 
     def choose(self, x: Array, experts: Array, in_order: bool) -> Array:
         if not in_order:
-            chosen = dequantize_blocks(self._format, self._raw[experts])
-            return mx.matmul(x[:, None], chosen.swapaxes(-1, -2).astype(x.dtype))[:, 0]
+            return _each(x, dequantize_blocks(self._format, self._raw[experts]))
         matrix_bytes = 4 * self._raw.shape[1] * x.shape[1]
         step = max(1, _SCRATCH_BYTES // matrix_bytes)
-        parts = []
+        parts: list[mx.array] = []
         for first in range(0, len(self), step):
-            low, high = np.searchsorted(experts, [first, first + step])
-            if high > low:
-                group = dequantize_blocks(self._format, self._raw[first : first + step])
-                local = mx.array(experts[low:high] - first)
-                parts.append(_gather(x[low:high], group, local, in_order))
-                mx.eval(parts[-1])  # frees the scratch before the next group takes its own
+            group = dequantize_blocks(self._format, self._raw[first : first + step])
+            parts.extend(_runs(x, group, experts, first))
+            mx.eval(parts)  # frees the scratch before the next group takes its own
         return mx.concatenate(parts)
 
 
@@ -194,13 +193,18 @@ def _split(stack: mx.array, groups: int) -> mx.array:
     return stack.reshape(groups, rows // groups, *rest)
 
 
-def _gather(x: Array, matrices: mx.array, experts: mx.array, in_order: bool) -> Array:
-    # Of unlike types the wider; MLX's CPU build has this product in float32 only.
-    dtype = x.dtype if x.dtype == matrices.dtype else mx.float32
-    y = mx.gather_mm(
-        x[:, None].astype(dtype),
-        matrices.swapaxes(-1, -2).astype(dtype),
-        rhs_indices=experts,
-        sorted_indices=in_order,
-    )
-    return y[:, 0].astype(x.dtype)
+# MLX has `gather_mm` for the two below; on CUDA (0.32.4) its sorted form multiplies float32 with
+# ten bits of mantissa whatever MLX_ENABLE_TF32 says.
+
+
+def _each(x: Array, matrices: mx.array) -> Array:
+    """x `[R, in]` times a matrix for each row, `[R, out, in]` → `[R, out]`."""
+    return mx.matmul(x[:, None], matrices.swapaxes(-1, -2)).astype(x.dtype)[:, 0]
+
+
+def _runs(x: Array, matrices: mx.array, experts: Array, first: int) -> Iterator[mx.array]:
+    """The products of rows whose sorted experts are `first`, `first` + 1, …, in order."""
+    ends = np.searchsorted(experts, np.arange(first, first + matrices.shape[0] + 1)).tolist()
+    for i, (low, high) in enumerate(pairwise(ends)):
+        if high > low:
+            yield mx.matmul(x[low:high], matrices[i].T).astype(x.dtype)
