@@ -69,9 +69,11 @@ class Daemon:
         return self.process.wait(START_LIMIT_S)
 
     def kill(self) -> None:
+        """End it whatever it does; pytest shows the log where a test failed."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            print(self.log.read_text())
 
     def client(self, name: str = "test") -> Client:
         return Client(self.home.path, name=name)

@@ -90,7 +90,7 @@ def test_sigterm_lets_a_running_request_finish(make: Any) -> None:
     """While it drains the daemon finishes what runs, and refuses what is new with DRAINING."""
     daemon: Daemon = make().start()
     with daemon.client() as client, daemon.client() as late:
-        stream = client.generate(Text("go on"), max_tokens=120, ignore_eos=True)
+        stream = client.generate(Text("go on"), max_tokens=200, ignore_eos=True)
         for event in stream:
             if isinstance(event, Delta):
                 break
@@ -104,7 +104,7 @@ def test_sigterm_lets_a_running_request_finish(make: Any) -> None:
         *_, last = stream
         assert isinstance(last, Finished)
         assert last.reason == FinishReason.LENGTH
-        assert last.usage.completion_tokens == 120
+        assert last.usage.completion_tokens == 200
     assert daemon.process.wait(10) == 0
 
 
