@@ -108,7 +108,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
         )
     defaults = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
     requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults)
-    facts = model_status(name, path, files, context_tokens, settings.dtype)
+    facts = model_status(name, path, files, context_tokens)
     admin = Admin(engine, facts, str(tenancy.home.path), drain, stopped.set)
     add_services(server, Inference(engine, requests), admin)
     await server.start()

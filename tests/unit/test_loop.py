@@ -28,6 +28,7 @@ class HashNetwork:
     """Logits are drawn from a generator keyed by the hash of the whole sequence."""
 
     device = "cpu"
+    dtype = "f32"
     rounding = True
     weights_bytes = 0
 

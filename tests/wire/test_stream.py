@@ -27,7 +27,7 @@ SPECIAL = re.compile("</?think>|｜DSML｜|<｜end▁of▁sentence｜>")
 class Recital:
     """A model that recites: after the prompt come these ids, whatever they are."""
 
-    device, rounding, weights_bytes = "cpu", True, 0
+    device, dtype, rounding, weights_bytes = "cpu", "f32", True, 0
 
     def __init__(
         self, ids: list[int], vocabulary: int, prompt: int, chunk_s: float, token_s: float

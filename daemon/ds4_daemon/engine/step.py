@@ -24,6 +24,7 @@ class Model(Protocol):
     """What the engine needs of `model.network.Network`."""
 
     device: str
+    dtype: str
     rounding: bool
     weights_bytes: int
 

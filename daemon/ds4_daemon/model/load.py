@@ -84,7 +84,7 @@ def _on_numpy(files: ModelFiles, rounding: bool, budget_bytes: int) -> Network:
 
     ops = NumpyOps()
     weights = NumpyWeights(files, ops, budget_bytes)
-    return Network(files.config, weights, ops, device="cpu", rounding=rounding)
+    return Network(files.config, weights, ops, device="cpu", dtype="f32", rounding=rounding)
 
 
 def _on_mlx(files: ModelFiles, device: str, dtype: str, rounding: bool) -> Network:
@@ -101,7 +101,7 @@ def _on_mlx(files: ModelFiles, device: str, dtype: str, rounding: bool) -> Netwo
         dtype = "bf16" if device == "gpu" else "f32"
     ops = MlxOps(mx.bfloat16 if dtype == "bf16" else mx.float32)
     weights = MlxWeights(files, ops)
-    network = Network(files.config, weights, ops, device=device, rounding=rounding)
+    network = Network(files.config, weights, ops, device=device, dtype=dtype, rounding=rounding)
     mx.clear_cache()  # buffers that loading used and running will not
     return network
 

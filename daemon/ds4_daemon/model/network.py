@@ -75,14 +75,23 @@ class Layer:
 class Network:
     """The model, ready to run.
 
-    `device` is "cpu" or "gpu"; `weights_bytes` is the size of the weights as stored.
+    `device` is where it computes, `dtype` its activation type ("f32" or "bf16"), `weights_bytes`
+    the size of the weights as stored.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, ops: Ops, *, device: str, rounding: bool
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        ops: Ops,
+        *,
+        device: str,
+        dtype: str,
+        rounding: bool,
     ) -> None:
         self.config = config
         self.device = device
+        self.dtype = dtype
         self.rounding = rounding
         self.weights_bytes = weights.nbytes
         self._ops = ops

@@ -129,8 +129,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         self._model.load_s = self._engine.load_s
         self._model.device = model.device
         self._model.device_name = device_name(model.device)
-        if self._model.dtype == "auto":  # as `model.load` reads it
-            self._model.dtype = "bf16" if model.device == "gpu" else "f32"
+        self._model.dtype = model.dtype
         self._model.rounding = model.rounding
         return self._model
 

@@ -12,9 +12,7 @@ from ds4.v1 import admin_pb2 as pb
 from ds4_daemon.model.files import ModelFiles
 
 
-def model_status(
-    name: str, path: Path, files: ModelFiles, context_tokens: int, dtype: str
-) -> pb.ModelStatus:
+def model_status(name: str, path: Path, files: ModelFiles, context_tokens: int) -> pb.ModelStatus:
     """All that the files say; `admin` adds what is known once it is loaded."""
     tensors: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -31,7 +29,6 @@ def model_status(
         file_bytes=files.file_bytes,
         parameters=parameters,
         context_tokens=context_tokens,
-        dtype=dtype,
         layers=files.config.num_hidden_layers,
         vocabulary=files.config.vocab_size,
         quantization=[
