@@ -1,10 +1,11 @@
 # Everything runs in .venv, which each target makes and keeps up to date by itself.
 #
-#   make demo    several programs talk to one loaded model
-#   make test    the test suite; leaves .venv with what the benches need
-#   make check   style, types, imports, sizes, and the contract
-#   make gen     write the code of the contract again
-#   make clean   remove .venv and what tools left behind
+#   make demo       several programs talk to one loaded model
+#   make test       the test suite; leaves .venv with what the benches need
+#   make test-gpu   the network on this machine's GPU
+#   make check      style, types, imports, sizes, and the contract
+#   make gen        write the code of the contract again
+#   make clean      remove .venv and what tools left behind
 #
 # PYTHON=python3.12 chooses another interpreter; PIP_FLAGS goes to pip.
 
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for it in python3 python3.14 python3.13 python3.12 python3.11;
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 
-.PHONY: demo test check gen clean
+.PHONY: demo test test-gpu check gen clean
 .DELETE_ON_ERROR:
 
 demo: .venv/runtime.stamp
@@ -23,6 +24,9 @@ demo: .venv/runtime.stamp
 
 test: .venv/bench.stamp
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-gpu: .venv/bench.stamp
+	$(BIN)/python -m pytest tests/gpu $(PYTEST_FLAGS)
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""The network on a real GPU.  Not part of `make test`: run `pytest tests/gpu` where MLX has one."""
+"""The network on a real GPU.  Not part of `make test`: run `make test-gpu` where MLX has one."""
 
 from pathlib import Path
 
