@@ -36,17 +36,19 @@ def _pieces(ids: np.ndarray, chunks: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def _chunk_lengths(text: str) -> list[int]:
-    lengths = [int(part) for part in text.split(",")]
-    if min(lengths) < 1:
-        raise ValueError("a chunk has at least one token")
-    return lengths
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of lengths, such as 5,37,1")
+    return [int(part) for part in parts]
 
 
 def _read_ids(path: Path) -> np.ndarray:
     try:
         ids = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as e:
-        raise RequestError("BAD_IDS", f"{path}: {e}", "write it with numpy.save") from e
+        raise RequestError(
+            "BAD_IDS", f"{path} is no readable array", "write it with numpy.save"
+        ) from e
     if ids.ndim == 2 and len(ids) == 1:
         ids = ids[0]
     if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
