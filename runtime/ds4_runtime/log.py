@@ -60,8 +60,9 @@ def configure(
         old.close()
     root.addHandler(handler)
     root.setLevel(level.upper())
-    # Its debug lines (one a selector event) say nothing about this project.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # They narrate (a line for each selector event, each file written); their warnings are wanted.
+    for narrator in ("asyncio", "gguf"):
+        logging.getLogger(narrator).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -60,7 +60,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_SYSTEM: _Role.ValueType  # 1
     """Instructions that hold for the whole conversation."""
     ROLE_DEVELOPER: _Role.ValueType  # 2
-    """Instructions of the program's author; rendered like system ones."""
+    """Instructions of the program's author; rendered as a turn of the user, which may carry tools."""
     ROLE_USER: _Role.ValueType  # 3
     """The person."""
     ROLE_ASSISTANT: _Role.ValueType  # 4
@@ -78,7 +78,7 @@ ROLE_UNSPECIFIED: Role.ValueType  # 0
 ROLE_SYSTEM: Role.ValueType  # 1
 """Instructions that hold for the whole conversation."""
 ROLE_DEVELOPER: Role.ValueType  # 2
-"""Instructions of the program's author; rendered like system ones."""
+"""Instructions of the program's author; rendered as a turn of the user, which may carry tools."""
 ROLE_USER: Role.ValueType  # 3
 """The person."""
 ROLE_ASSISTANT: Role.ValueType  # 4
