@@ -1,7 +1,7 @@
 """Prefill and decode speed as the context grows, in CSV; optionally beside transformers.
 
     python bench/frontier.py [--model PATH] [--frontiers 512,2048,8192] [--decode 64]
-                             [--vs transformers] [--quick] [--json]
+                             [--vs transformers] [--quick] [--json] [--out FILE]
 
 At each frontier the tokens since the last one are prefilled (their speed is the prefill figure)
 and some are decoded greedily.  With `--vs transformers` the peer computes the same ids with the
@@ -11,14 +11,15 @@ geometry with random weights is used.  `--json` prints one last line with the ra
 """
 
 import argparse
-import csv
 import json
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from ds4_daemon.model.files import ModelFiles, open_model
@@ -31,6 +32,8 @@ from ds4_runtime.address import Home
 
 # As a script, this file finds its neighbour whatever the working folder.
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.machine import describe
 
 CHUNK = 512
 
@@ -109,42 +112,46 @@ def pieces(start: int, stop: int) -> Iterator[slice]:
         start = end
 
 
+class Row(NamedTuple):
+    """What one runner took at one frontier, chunk by chunk and token by token."""
+
+    runner: str
+    context: int
+    prefill_tokens: int
+    prefill_s: list[float]
+    decode_s: list[float]
+
+    def figures(self) -> list[object]:
+        prefill = self.prefill_tokens / sum(self.prefill_s)
+        decode = 1 / median(self.decode_s)
+        head = [self.runner, self.context, self.prefill_tokens]
+        return [*head, round(prefill, 1), round(decode, 1)]
+
+
+COLUMNS = ["runner", "context", "prefill_tokens", "prefill_tok_s", "decode_tok_s"]
+
+
 def measure(
     runners: list[Runner], ids: np.ndarray, frontiers: list[int], decode: int
-) -> Iterator[dict[str, object]]:
-    """A row a frontier and runner; runners take turns, chunk by chunk and token by token."""
+) -> Iterator[Row]:
+    """A row a frontier and runner; runners take turns on the same given ids."""
     at = 0
     for frontier in frontiers:
-        prefill: dict[str, list[float]] = {r.name: [] for r in runners}
-        step: dict[str, list[float]] = {r.name: [] for r in runners}
-        new = frontier - at
+        rows = [Row(r.name, frontier, frontier - at, [], []) for r in runners]
         for piece in pieces(at, frontier):
-            for runner in runners:
-                prefill[runner.name].append(seconds(runner, ids[piece]))
-        # All decode the same given ids, so that they stay on one text.
-        for i in range(frontier, frontier + decode):
-            for runner in runners:
-                step[runner.name].append(seconds(runner, ids[i : i + 1]))
+            for runner, row in zip(runners, rows, strict=True):
+                row.prefill_s.append(seconds(runner, ids[piece]))
         at = frontier + decode
-        for runner in runners:
-            yield {
-                "runner": runner.name,
-                "context": frontier,
-                "prefill_tokens": new,
-                "prefill_tok_s": round(new / sum(prefill[runner.name]), 1),
-                "decode_tok_s": round(1 / median(step[runner.name]), 1),
-                "prefill_s": prefill[runner.name],
-                "decode_s": step[runner.name],
-            }
+        for i in range(frontier, at):
+            for runner, row in zip(runners, rows, strict=True):
+                row.decode_s.append(seconds(runner, ids[i : i + 1]))
+        yield from rows
 
 
-def ratio(rows: list[dict[str, object]], figure: str) -> float:
-    """Median over pairs of how many times faster ds4 was."""
-    by_name: dict[object, list[float]] = {}
-    for row in rows:
-        by_name.setdefault(row["runner"], []).extend(row[figure])  # type: ignore[arg-type]
-    pairs = zip(by_name["ds4"], by_name["transformers"], strict=True)
-    return round(median(theirs / ours for ours, theirs in pairs), 2)
+def times_faster(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    """Median, over steps that both took in turn, of how many times faster ds4 was."""
+    pairs = zip(chain(*ours), chain(*theirs), strict=True)
+    return round(median(b / a for a, b in pairs), 2)
 
 
 def main() -> int:
@@ -156,10 +163,14 @@ def main() -> int:
     parser.add_argument("--vs", choices=["transformers"])
     parser.add_argument("--quick", action="store_true", help="two short frontiers, under 2 minutes")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the CSV here, with machine and commit")
     args = parser.parse_args()
     frontiers = sorted({int(f) for f in args.frontiers.split(",")})
     if args.quick:
         frontiers = [512, 2048]
+    gap = min(b - a for a, b in pairwise([0, *frontiers]))
+    if gap <= args.decode:
+        parser.error(f"frontiers must lie more than --decode {args.decode} tokens apart")
     files = open_model(args.model or make_stand_in(Home.find().cache_dir / "stand-in").gguf)
     runners: list[Runner] = [Ours(load_network(files, device=args.device))]
     if args.vs:
@@ -171,18 +182,23 @@ def main() -> int:
         runner.feed(ids[:1])
         runner.begin()
 
-    columns = ["runner", "context", "prefill_tokens", "prefill_tok_s", "decode_tok_s"]
-    out = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
-    out.writeheader()
+    lines = [",".join(COLUMNS)]
+    print(lines[0])
     rows = []
     for row in measure(runners, ids, frontiers, args.decode):
-        out.writerow(row)
-        sys.stdout.flush()
         rows.append(row)
+        lines.append(",".join(map(str, row.figures())))
+        print(lines[-1], flush=True)
+    if args.out:
+        head = [f"# {line}" for line in describe(("numpy", "mlx", "torch", "transformers"))]
+        args.out.write_text("\n".join([*head, *lines]) + "\n")
     if args.json:
         last: dict[str, object] = {"frontiers": frontiers}
         if args.vs:
-            last |= {f"{n}_vs_transformers": ratio(rows, f"{n}_s") for n in ("decode", "prefill")}
+            ours, theirs = ([r for r in rows if r.runner == runner.name] for runner in runners)
+            decode = times_faster([r.decode_s for r in ours], [r.decode_s for r in theirs])
+            prefill = times_faster([r.prefill_s for r in ours], [r.prefill_s for r in theirs])
+            last |= {"decode_vs_transformers": decode, "prefill_vs_transformers": prefill}
         print(json.dumps(last))
     return 0
 
