@@ -1,4 +1,4 @@
-"""Samples as token ids with a loss weight for each: documents, and chats as the daemon renders them.
+"""Samples as token ids, each with a loss weight: documents, and chats as the daemon renders them.
 
 A chat's prompt comes from `ds4_daemon.text.chat.render` and its answer is what a server that saw
 the answer would render, so that training and serving are equal to the byte. A weight is the share

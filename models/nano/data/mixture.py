@@ -81,7 +81,13 @@ class _Windows(NamedTuple):
             # From the start of a paragraph, if one comes soon.
             at = document.find("\n\n", start, start + characters // 2)
             start = at + 2 if at >= 0 else document.find(" ", start) + 1
-        return document[start : start + characters].strip()
+        window = document[start : start + characters]
+        # It ends where a sentence does, or a model learns to stop in the middle of one.
+        ends = [window.rfind(end) for end in (".\n", '."\n', ". ", "! ", "? ", '." ')]
+        if start + characters < len(document) and max(ends) > characters // 2:
+            window = window[: max(ends) + 1]
+            window += '"' * document.startswith('"', start + len(window))
+        return window.strip()
 
 
 class Mixture:

@@ -40,6 +40,7 @@ def _time(rng: random.Random, _: Pool) -> str:
     return f"{rng.randint(1, 12)}:{rng.randrange(0, 60, 5):02}"
 
 
+_CONSONANT_COLOURS = tuple(colour for colour in words.COLOURS if colour[0] not in "aeiou")
 # {who} is the subject, {value} the fact.
 _RELATIONS = (
     _Relation(
@@ -94,16 +95,17 @@ _RELATIONS = (
         lambda rng, _: f"{rng.choice(_CONSONANT_COLOURS)} {rng.choice(words.THINGS)}",
     ),
 )  # fmt: skip
-_CONSONANT_COLOURS = tuple(colour for colour in words.COLOURS if colour[0] not in "aeiou")
 _ASIDES = (
-    "{}", "{}", "{}", "By the way: {}", "Note: {}", "(One thing to know: {})", "Please remember: {}",
+    "{}", "{}", "By the way: {}", "Note: {}", "(One thing to know: {})", "Please remember: {}",
 )  # fmt: skip
+_CLOSE_TOKENS = 4  # a distance is right to within so many
 _FIRST = (
     "{}\n\n{}", "Read this text:\n\n{}\n\nQuestion: {}", "Here is a text.\n\n{}\n\n{}",
     "{}\n\nNow a question: {}", "Please read this carefully.\n\n{}\n\n{}",
 )  # fmt: skip
 _NOTED = (
-    "I will remember it.", "Good to know.", "All right, noted.", "Thank you, I will keep it in mind.",
+    "I will remember it.", "Good to know.", "All right, noted.",
+    "Thank you, I will keep it in mind.",
 )  # fmt: skip
 ABSENT = "The text does not say."
 
@@ -138,8 +140,11 @@ def filler(rng: random.Random, tales: Sequence[str], characters: int) -> list[st
     while left > 0:
         for paragraph in rng.choice(tales).split("\n"):
             if left > 0 and paragraph.strip():
-                paragraphs.append(paragraph.strip()[: max(left, 40)])
-                left -= len(paragraph)
+                kept = paragraph.strip()
+                if len(kept) > left:
+                    kept = kept[: kept.find(". ", max(left, 0)) + 1] or kept
+                paragraphs.append(kept)
+                left -= len(kept)
     return paragraphs
 
 
@@ -206,12 +211,17 @@ def at_distance(
     count_tokens: Callable[[str], int],
 ) -> tuple[Conversation, Fact]:
     """A chat that ends in a question whose fact lies `distance_tokens` back, to within a few
-    percent, and the fact. Two others of the same kind lie around it."""
+    tokens, and the fact. Two others of the same kind lie around it."""
     wanted, *others = _same_relation(rng, pool, 3)
     before = [*filler(rng, tales, 400), others[0].statement]
     after: list[str] = [others[1].statement]
-    missing = distance_tokens - count_tokens(f"\n\n{after[0]}\n\n{wanted.question}")
-    while missing > 0:
+
+    def short_of() -> int:
+        rest = "\n\n".join(["", *after, wanted.question])
+        return distance_tokens - count_tokens(rest)
+
+    missing = short_of()
+    while missing > 0 or (missing := short_of()) > _CLOSE_TOKENS:
         spaced = rng.choice(tales).replace("\n", " ").split(" ")
         length = count_tokens("\n\n" + " ".join(spaced))
         while length > missing and len(spaced) > 1:

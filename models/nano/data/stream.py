@@ -46,7 +46,7 @@ class Packer:
         self._shares = phase.value
         self._row_tokens = row_tokens
         self._rng = rng
-        self._waiting: list[Sample] = []
+        self.waiting: list[Sample] = []  # drawn, not yet in a row
         self._book = Sample([], [])
         self.tokens: Counter[Part] = Counter()
 
@@ -62,15 +62,15 @@ class Packer:
 
     def _fitting(self, room: int) -> Sample | None:
         """The sample that has waited longest among those that fit."""
-        while len(self._waiting) < _POOLED_SAMPLES:
+        while len(self.waiting) < _POOLED_SAMPLES:
             part = self._due()
             if part in CUTTABLE:
                 self._book = _joined(self._book, self._drawn(part))
                 continue
-            self._waiting.append(self._drawn(part))
-        for place, sample in enumerate(self._waiting):
+            self.waiting.append(self._drawn(part))
+        for place, sample in enumerate(self.waiting):
             if len(sample.ids) <= room:
-                return self._waiting.pop(place)
+                return self.waiting.pop(place)
         return None
 
     def _piece_of_book(self, room: int) -> Sample:

@@ -1,4 +1,4 @@
-"""Generated exercises with one right answer: sums, counting, sorting, copying. Called by `mixture`."""
+"""Generated exercises with one right answer: sums, counting, sorting, copying."""
 
 import random
 

@@ -104,9 +104,10 @@ def _tool(rng: random.Random, pool: Pool, verb: str, noun: str) -> _Made:
     schema: dict[str, object] = {"type": "object", "properties": fields}
     if required := [field for field, _, needed in parameters if needed]:
         schema["required"] = required
+    a_noun = with_article(noun)
     described = rng.choice(
-        (f"{verb.title()} the {noun}.", f"{verb.title()} {with_article(noun)}", f"Use this to {verb} the {noun}.",
-         f"Tool to {verb} {with_article(noun)}.", f"Can {verb} the {noun}.")
+        (f"{verb.title()} the {noun}.", f"{verb.title()} {a_noun}", f"Tool to {verb} {a_noun}.",
+         f"Use this to {verb} the {noun}.", f"Can {verb} the {noun}.")
     )  # fmt: skip
     return _Made(Tool(name, described, json.dumps(schema)), verb, noun, parameters)
 

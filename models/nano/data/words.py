@@ -47,9 +47,9 @@ TRAINING = Pool(
         " Raisin Sandy Toffee Velvet Waffle Ziggy Bandit Copper Dusty"
     ),
     towns=_words(
-        "Ashford Brookfield Cedarville Dunmore Eastham Fairview Glenwood Hartley Ironbridge Kingsley"
-        " Lakeside Marlow Northam Oakdale Pinewood Redhill Stonebury Thornton Underhill Westbrook"
-        " Millbrook Saltmarsh Greenford Highcliff Longmeadow Riverton"
+        "Ashford Brookfield Cedarville Dunmore Eastham Fairview Glenwood Hartley Ironbridge"
+        " Kingsley Lakeside Marlow Northam Oakdale Pinewood Redhill Stonebury Thornton Underhill"
+        " Westbrook Millbrook Saltmarsh Greenford Highcliff Longmeadow Riverton"
     ),
     surnames=_words(
         "Baker Carter Dunn Ellis Foster Grant Hill Irving Jensen Keller Lopez Mason Novak Owens"

@@ -1,8 +1,8 @@
 """Stories with a small world state, and questions that the state answers.
 
-A story is an arc of `scenes` with its slots filled. Every beat's effects go into a log, and the
-questions are answered from the state that the log leads to, so an answer is right by construction.
-Called by `chat` and `mixture`; draws only from the `random.Random` it is given.
+A story is an arc with its slots filled, among sentences of `scenes`. Every beat's effects go into a
+log, and the questions are answered from the state that the log leads to, so an answer is right by
+construction. Called by `chat` and `mixture`; draws only from the `random.Random` it is given.
 """
 
 import random
@@ -11,11 +11,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.nano.data import scenes, words
+from models.nano.data import arcs_of_deeds, arcs_of_two, arcs_of_wonder, scenes, words
+from models.nano.data.beat import Beat
 from models.nano.data.words import Pool
 
-_VOWEL_NEXT = re.compile(r"\b([Aa]) (?=[aeiou])")
+_VOWEL_NEXT = re.compile(r"\b([Aa]) (?=[aeiou])(?!uni|one)")
 _NUMBERS = ("three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+ARCS: tuple[tuple[Beat, ...], ...] = (
+    arcs_of_two.LOST_AND_FOUND,
+    arcs_of_two.GIFT,
+    arcs_of_two.ANIMAL,
+    arcs_of_two.QUARREL,
+    arcs_of_two.ERRAND,
+    arcs_of_deeds.COOKING,
+    arcs_of_deeds.LEARNING,
+    arcs_of_deeds.STORM,
+    arcs_of_deeds.COLLECTING,
+    arcs_of_wonder.MAP,
+    arcs_of_wonder.DARK,
+    arcs_of_wonder.SEED,
+    arcs_of_wonder.LETTER,
+    arcs_of_wonder.RACE,
+)
 
 
 class Question(NamedTuple):
@@ -37,10 +56,15 @@ class Story:
     questions: tuple[Question, ...]
 
 
+def articles(text: str) -> str:
+    """The text with "an" for "a" where a vowel follows."""
+    return _VOWEL_NEXT.sub(r"\1n ", text)
+
+
 def story(rng: random.Random, pool: Pool) -> Story:
     """One story of 60 to 300 words."""
-    arc = rng.choice(scenes.ARCS)
-    slots = _slots(rng, pool, outdoors=arc is not scenes.STORM)
+    arc = rng.choice(ARCS)
+    slots = _slots(rng, pool, outdoors=arc is not arcs_of_deeds.STORM)
     log: list[str] = []
     sentences = [rng.choice(scenes.OPENINGS), rng.choice(scenes.MEETINGS)]
     for beat in arc:
@@ -101,8 +125,7 @@ def _joined(rng: random.Random, sentences: list[str], slots: Mapping[str, str]) 
     pieces = []
     since_break = 0
     for index, sentence in enumerate(sentences):
-        filled = sentence.format_map(slots)
-        pieces.append(_VOWEL_NEXT.sub(r"\1n ", filled))
+        pieces.append(articles(sentence.format_map(slots)))
         since_break += 1
         if index + 1 < len(sentences):
             broken = since_break >= 2 and rng.random() < 0.4
@@ -111,76 +134,69 @@ def _joined(rng: random.Random, sentences: list[str], slots: Mapping[str, str]) 
     return pieces
 
 
+class _Asking:
+    """Collects questions whose slots are filled."""
+
+    def __init__(self, rng: random.Random, slots: Mapping[str, str]) -> None:
+        self._rng = rng
+        self._slots = slots
+        self.asked: list[Question] = []
+
+    def ask(self, kind: str, forms: tuple[str, ...], answer: str, fact: str) -> None:
+        question = self._rng.choice(forms)
+        filled = (articles(line.format_map(self._slots)) for line in (question, answer, fact))
+        self.asked.append(Question(kind, *filled))
+
+
 def _questions(
     rng: random.Random, log: list[str], slots: Mapping[str, str], text: str
 ) -> list[Question]:
-    asked: list[Question] = []
-
-    def ask(kind: str, forms: tuple[str, ...], answer: str, fact: str) -> None:
-        question, said = (line.format_map(slots) for line in (rng.choice(forms), answer))
-        asked.append(Question(kind, question, said, fact.format_map(slots)))
-
-    at: dict[str, list[str]] = {"A": [], "B": []}
-    holders: list[str] = []
-    spot_used = False
-    for entry in log:
-        match entry.split():
-            case [("A" | "B") as who, "at", place]:
-                if at[who][-1:] != [place]:
-                    at[who].append(place)
-            case ["thing", "held", who]:
-                holders.append(who)
-            case ["thing", "at", "spot"]:
-                spot_used = True
-    last_held = next((e for e in reversed(log) if e.startswith("thing")), "")
-    if last_held.startswith("thing held"):
-        who = last_held.split()[-1]
-        ask(
-            "holder",
-            ("Who has the {plain} at the end?", "Who has the {plain} now?"),
-            f"{{{who}}} has the {{plain}}.",
-            f"{{{who}}}",
-        )
-    elif last_held:
-        ask(
-            "spot",
-            ("Where is the {plain} now?", "Where is the {plain} at the end?"),
-            "The {plain} is {spot}.",
-            "{spot}",
-        )
-    if spot_used and last_held != "thing at spot":
-        ask(
-            "hidden",
-            ("Where was the {plain} before?", "Where did the {plain} lie for a while?"),
-            "The {plain} was {spot}.",
-            "{spot}",
-        )
-    if holders or spot_used:
-        ask(
-            "colour",
-            ("What colour is the {plain}?", "Which colour does the {plain} have?"),
-            "The {plain} is {colour}.",
-            "{colour}",
-        )
-    for who, places in at.items():
-        if len(places) == 2:
-            asked_first = f"First {{{who}}} was {{in{places[0]}}}."
-            asked_last = f"After that {{{who}}} was {{in{places[1]}}}."
-            ask(f"first place {who}", (f"Where was {{{who}}} first?",), asked_first,
-                f"{{in{places[0]}}}")  # fmt: skip
-            ask(f"last place {who}", (f"Where was {{{who}}} after that?", f"Where did {{{who}}} go "
-                "later?"), asked_last, f"{{in{places[1]}}}")  # fmt: skip
-        elif places:
-            ask(f"place {who}", (f"Where was {{{who}}}?", f"Where did the story take {{{who}}}?"),
-                f"{{{who}}} was {{in{places[0]}}}.", f"{{in{places[0]}}}")  # fmt: skip
+    asking = _Asking(rng, slots)
+    _ask_thing(asking, log)
+    for who in "AB":
+        _ask_place(asking, log, who)
     for effect, kind, forms, answer, fact in _SIMPLE:
         if effect in log:
-            ask(kind, forms, answer, fact)
+            asking.ask(kind, forms, answer, fact)
     for name, kind, forms, answer in _BACKGROUND:
         if re.search(rf"\b{re.escape(slots[name])}\b", text):
-            ask(kind, forms, answer, f"{{{name}}}")
-    ask("unsaid", _UNSAID, "The story does not say.", "does not say")
-    return asked
+            asking.ask(kind, forms, answer, f"{{{name}}}")
+    asking.ask("unsaid", _UNSAID, "The story does not say.", "does not say")
+    return asking.asked
+
+
+def _ask_thing(asking: _Asking, log: list[str]) -> None:
+    """Where the thing went, and its colour."""
+    states = [entry for entry in log if entry.startswith("thing")]
+    if not states:
+        return
+    last = states[-1]
+    if last == "thing at spot":
+        forms = ("Where is the {plain} now?", "Where is the {plain} at the end?")
+        asking.ask("spot", forms, "The {plain} is {spot}.", "{spot}")
+    else:
+        who = f"{{{last.split()[-1]}}}"
+        forms = ("Who has the {plain} at the end?", "Who has the {plain} now?")
+        asking.ask("holder", forms, f"{who} has the {{plain}}.", who)
+        if "thing at spot" in states:
+            forms = ("Where was the {plain} before?", "Where did the {plain} lie for a while?")
+            asking.ask("hidden", forms, "The {plain} was {spot}.", "{spot}")
+    forms = ("What colour is the {plain}?", "Which colour does the {plain} have?")
+    asking.ask("colour", forms, "The {plain} is {colour}.", "{colour}")
+
+
+def _ask_place(asking: _Asking, log: list[str], who: str) -> None:
+    """Where somebody was: at most two places, P before Q."""
+    places = [f"{{in{place}}}" for place in "PQ" if f"{who} at {place}" in log]
+    name = f"{{{who}}}"
+    if len(places) == 2:
+        first = (f"Where was {name} first?",)
+        asking.ask(f"first place {who}", first, f"First {name} was {places[0]}.", places[0])
+        forms = (f"Where was {name} after that?", f"Where did {name} go later?")
+        asking.ask(f"last place {who}", forms, f"After that {name} was {places[1]}.", places[1])
+    elif places:
+        forms = (f"Where was {name}?", f"Where did the story take {name}?")
+        asking.ask(f"place {who}", forms, f"{name} was {places[0]}.", places[0])
 
 
 _SIMPLE = (
@@ -202,7 +218,8 @@ _SIMPLE = (
 _BACKGROUND = (
     ("town", "town", ("In which town does {A} live?", "What is the name of the town?"),
      "The town is called {town}."),
-    ("B", "friend", ("Who was with {A}?", "What is the name of {A}'s friend?"), "{A} was with {B}."),
+    ("B", "friend", ("Who was with {A}?", "What is the name of {A}'s friend?"),
+     "{A} was with {B}."),
 )  # fmt: skip
 _UNSAID = (
     "What is {A}'s last name?", "How old is {B}'s sister?", "What did {B} dream that night?",
@@ -218,4 +235,4 @@ def mentioned(tale: Story) -> tuple[str, ...]:
         found.append("a " + tale.slots["thing"])
     if "pet named" in tale.log:
         found.append("a " + tale.slots["animal"])
-    return tuple(_VOWEL_NEXT.sub(r"\1n ", name) for name in found)
+    return tuple(articles(name) for name in found)
