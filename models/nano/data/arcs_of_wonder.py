@@ -79,7 +79,7 @@ DARK = (
         ("A at P",),
         (
             "One evening {A} had to go {toP} alone.",
-            "It was late when {A} remembered {his} bag. It was still {inP}, so {he} went back there.",
+            "It was late when {A} remembered {his} bag. It was still {inP}, and {he} went back.",
             "The lamp went out while {A} was {inP}.",
         ),
     ),

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ Batch = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
 TOKENIZER = Path(__file__).parents[1] / "tokenizer.json"
 _POOLED_SAMPLES = 24  # to choose from, so that rows are filled well
 _QUEUED_BATCHES = 4
+_POLL_S = 1.0  # how soon a dead worker is noticed
 
 
 class Packer:
@@ -146,11 +148,14 @@ def batches(
 
 
 def _next(queue: "Queue[Batch]", process: multiprocessing.process.BaseProcess) -> Batch:
-    while queue.empty():
-        if not process.is_alive():
-            raise RuntimeError(f"a data worker ended with exit code {process.exitcode}")
-        time.sleep(0.001)
-    return queue.get()
+    while True:
+        try:
+            return queue.get(timeout=_POLL_S)
+        except Empty:
+            if not process.is_alive():
+                raise RuntimeError(
+                    f"a data worker ended with exit code {process.exitcode}"
+                ) from None
 
 
 def _work(

@@ -66,7 +66,9 @@ def story(rng: random.Random, pool: Pool) -> Story:
     arc = rng.choice(ARCS)
     slots = _slots(rng, pool, outdoors=arc is not arcs_of_deeds.STORM)
     log: list[str] = []
-    sentences = [rng.choice(scenes.OPENINGS), rng.choice(scenes.MEETINGS)]
+    has_thing = any(effect.startswith("thing") for beat in arc for effect in beat.effects)
+    openings = [line for line in scenes.OPENINGS if has_thing or "{thing}" not in line]
+    sentences = [rng.choice(openings), rng.choice(scenes.MEETINGS)]
     for beat in arc:
         sentences.append(rng.choice(beat.ways))
         log += beat.effects
