@@ -2,6 +2,7 @@
 
 import lzma
 import random
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -97,21 +98,22 @@ def test_rows_are_whole_samples_and_pieces_of_books(mixture: Mixture) -> None:
     rows = [packer.row() for _ in range(40)]
     assert {len(row.ids) for row in rows} == {1025} == {len(row.weights) for row in rows}
     book = [i for part, made in recorded.given if part in CUTTABLE for i in made.ids]
-    whole = {tuple(made.ids) for part, made in recorded.given if part not in CUTTABLE}
+    whole = Counter(tuple(made.ids) for part, made in recorded.given if part not in CUTTABLE)
     longest = max(map(len, whole))
-    found = at_book = 0
+    found: Counter[tuple[int, ...]] = Counter(tuple(made.ids) for made in packer.waiting)
+    at_book = 0
     for row in rows:
         at = 0
         while at < len(row.ids):
             lengths = range(longest, 0, -1)
             size = next((n for n in lengths if tuple(row.ids[at : at + n]) in whole), 0)
-            found += bool(size)
-            if not size:  # else the next piece of the books
+            if size:
+                found[tuple(row.ids[at : at + size])] += 1
+            else:  # the next piece of the books
                 assert row.ids[at] == book[at_book]
                 at_book, size = at_book + 1, 1
             at += size
-    waiting = len(packer.waiting)
-    assert found == sum(part not in CUTTABLE for part, _ in recorded.given) - waiting
+    assert found == whole
 
 
 def test_shares_are_kept(mixture: Mixture) -> None:

@@ -124,7 +124,10 @@ class Mixture:
                 return document(world.story(rng, self.pool).text)
             case Part.PUBLIC:
                 kind = rng.choices(range(len(_PUBLIC)), _PUBLIC_SHARES)[0]
-                return self._recast(rng, rng.choice(self._public[kind]))
+                text = rng.choice(self._public[kind])
+                # Asked without their story, those questions would teach to make answers up.
+                alone = _PUBLIC[kind] == "fairytaleqa_qa"
+                return document(text) if alone else self._recast(rng, text)
             case Part.RECALL:
                 longest = max(longest_tokens - _SPARE_TOKENS, 100)
                 asked = recall.recall(rng, self.pool, self.source.tales, longest)
@@ -135,7 +138,7 @@ class Mixture:
         """A dialogue or a question of the corpus as a chat; as it stands now and then."""
         text = _CALCULATOR.sub("", text).replace("\n#### ", "\nThe answer is ")
         messages = _turns(text)
-        if not messages or rng.random() < 0.3:
+        if not messages or rng.random() < 0.4:
             return self.encoder.document(text)
         return self.encoder.chat(conversation(rng, messages, system=0.1))
 
