@@ -18,8 +18,10 @@ from ds4_daemon.model.state import LayerState
 from ds4_daemon.model.weights import Weights
 
 # Queries that share one set of window rows: as many as the window is long, so that at most half
-# of the scores computed are masked.
+# of the scores computed are masked. Fewer where their scores over all heads and entries would take
+# more than 256 MB, which the full-size model reaches at 32,768 tokens.
 _QUERY_BLOCK = 128
+_MOST_SCORES = 64_000_000
 
 
 class Attention:
@@ -112,25 +114,29 @@ class Attention:
         cos_sin: Array,
     ) -> Iterator[tuple[slice, list[tuple[Array, Array | None]]]]:
         """Blocks of queries, each with the rows it may see and the mask over them."""
+        c = self._config
         first = window.shape[0] - n  # where the chunk begins in the window's rows
-        for start in range(0, n, _QUERY_BLOCK):
-            stop = min(start + _QUERY_BLOCK, n)
-            low = max(0, first + start - self._config.sliding_window + 1)
+        entries = (position + n) // self.ratio if self.ratio else 0
+        heads = max(c.num_attention_heads, c.index_n_heads)
+        step = max(1, min(_QUERY_BLOCK, _MOST_SCORES // (heads * (entries + 1))))
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            low = max(0, first + start - c.sliding_window + 1)
             high = first + stop
             parts = [(window[low:high], self._window_mask(first, start, stop, low, high))]
             visible = (position + stop) // self.ratio if self.ratio else 0
             if visible:
                 assert state.compressor is not None
-                entries = state.compressor.entries.view()[:visible]
+                rows = state.compressor.entries.view()[:visible]
                 mask = self._closed_mask(position + start, position + stop, visible)
-                if self._indexer is not None and visible > self._config.index_topk:
+                if self._indexer is not None and visible > c.index_topk:
                     assert state.indexer is not None
                     keys = state.indexer.entries.view()[:visible]
                     span = slice(start, stop)
                     scores = self._indexer.scores(qr[span], h[span], cos_sin[span], keys)
-                    parts.append(self._selected(entries, scores, mask))
+                    parts.append(self._selected(rows, scores, mask))
                 else:
-                    parts.append((entries, mask))
+                    parts.append((rows, mask))
             yield slice(start, stop), parts
 
     def _window_mask(self, first: int, start: int, stop: int, low: int, high: int) -> Array | None:
