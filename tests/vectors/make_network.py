@@ -150,7 +150,9 @@ def main() -> None:
     for name, spec, function in (("fp8", FP8, round_fp8), ("fp4", FP4, round_fp4)):
         x = rounding_inputs(int(spec["block"]), spec["largest"])
         out[f"{name}/in"], out[f"{name}/out"] = x, function(torch.from_numpy(x)).numpy()
-    x = np.random.RandomState(8).standard_normal((16, 128)).astype(np.float32)
+    # A row with one value has one result in any order of summation; the others have not.
+    x = np.random.RandomState(8).standard_normal((144, 128)).astype(np.float32)
+    x[16:] *= np.eye(128, dtype=np.float32)
     out["hadamard/in"], out["hadamard/out"] = x, hadamard(torch.from_numpy(x)).numpy()
     np.savez_compressed(OUT, allow_pickle=False, **out)
     print({k: (v.shape, str(v.dtype)) for k, v in out.items()}, OUT.stat().st_size)
