@@ -6,7 +6,7 @@ from ds4_client import AsyncClient, Chat, Message
 
 
 async def agent(client: AsyncClient, name: str, task: str) -> None:
-    chat = Chat([Message("system", f"You are {name}."), Message("user", task)], thinking=False)
+    chat = Chat([Message("system", f"You are {name}."), Message("user", task)])
     answer = await client.run(chat, max_tokens=100, seed=3)
     print(f"{name}: {answer.text}", flush=True)
 

@@ -37,8 +37,8 @@ _TOOL_CHOICES: Mapping[int, ToolChoice] = {
     pb.TOOL_CHOICE_NONE: ToolChoice.NONE,
     pb.TOOL_CHOICE_REQUIRED: ToolChoice.REQUIRED,
 }
-_THINKING: Mapping[int, bool] = {
-    pb.THINKING_MODE_UNSPECIFIED: True,
+_THINKING: Mapping[int, bool | None] = {
+    pb.THINKING_MODE_UNSPECIFIED: None,
     pb.THINKING_MODE_ON: True,
     pb.THINKING_MODE_OFF: False,
 }
@@ -59,12 +59,17 @@ _FORMS: Mapping[int, ResponseForm] = {
 
 def to_conversation(wire: pb.Conversation) -> Conversation:
     """The same conversation; RequestError for an enum value that has no meaning here."""
+    effort = _known(_EFFORTS, wire.reasoning_effort, "reasoning_effort", "ReasoningEffort")
+    thinking = _known(_THINKING, wire.thinking_mode, "thinking_mode", "ThinkingMode")
+    if thinking is None:
+        # Who asks for an effort asks for reasoning; to others the answer comes at once.
+        thinking = effort is not Effort.DEFAULT
     return Conversation(
         tuple(_message(message) for message in wire.messages),
         tuple(Tool(t.name, t.description, t.parameters_json, t.strict) for t in wire.tools),
         _known(_TOOL_CHOICES, wire.tool_choice, "tool_choice", "ToolChoice"),
-        _known(_THINKING, wire.thinking_mode, "thinking_mode", "ThinkingMode"),
-        _known(_EFFORTS, wire.reasoning_effort, "reasoning_effort", "ReasoningEffort"),
+        thinking,
+        effort,
         _known(_FORMS, wire.response_format.kind, "response_format", "ResponseFormat.Kind"),
         wire.response_format.schema_json,
     )

@@ -96,7 +96,7 @@ class _ThinkingMode:
 class _ThinkingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ThinkingMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     THINKING_MODE_UNSPECIFIED: _ThinkingMode.ValueType  # 0
-    """Not said: taken as THINKING_MODE_ON."""
+    """Not said: taken as THINKING_MODE_ON where an effort is set, else as THINKING_MODE_OFF."""
     THINKING_MODE_ON: _ThinkingMode.ValueType  # 1
     """Reason first, then answer."""
     THINKING_MODE_OFF: _ThinkingMode.ValueType  # 2
@@ -106,7 +106,7 @@ class ThinkingMode(_ThinkingMode, metaclass=_ThinkingModeEnumTypeWrapper):
     """Whether the model reasons before it answers."""
 
 THINKING_MODE_UNSPECIFIED: ThinkingMode.ValueType  # 0
-"""Not said: taken as THINKING_MODE_ON."""
+"""Not said: taken as THINKING_MODE_ON where an effort is set, else as THINKING_MODE_OFF."""
 THINKING_MODE_ON: ThinkingMode.ValueType  # 1
 """Reason first, then answer."""
 THINKING_MODE_OFF: ThinkingMode.ValueType  # 2
