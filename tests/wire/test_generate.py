@@ -17,12 +17,14 @@ from ds4.v1 import types_pb2
 from ds4_client import (
     Accepted,
     CancelledError,
+    Chat,
     Client,
     DeadlineError,
     Delta,
     Finished,
     FinishReason,
     Ids,
+    Message,
     Progress,
     Text,
 )
@@ -69,9 +71,13 @@ def test_text_equals_the_tokens(daemon: Daemon) -> None:
         assert "".join(d.content for d in deltas) == client.detokenize(shown)
 
 
-def test_chat_is_rendered_and_parsed(daemon: Daemon) -> None:
-    """A chat is rendered as Render shows it, and thinking comes as reasoning."""
-    chat = [{"role": "user", "content": "Hello"}]
+@pytest.mark.parametrize(
+    ("asked", "reasons"),
+    [({}, False), ({"thinking": True}, True), ({"effort": "high"}, True)],
+)
+def test_chat_is_rendered_and_parsed(daemon: Daemon, asked: dict[str, Any], reasons: bool) -> None:
+    """A chat is rendered as Render shows it; reasoning comes only to those who ask for it."""
+    chat = Chat([Message("user", "Hello")], **asked)
     with daemon.client() as client:
         rendered = client.render(chat)
         assert client.tokenize(chat).tokens.ids == rendered.tokens.ids
@@ -79,9 +85,11 @@ def test_chat_is_rendered_and_parsed(daemon: Daemon) -> None:
         events = list(stream)
     assert isinstance(events[0], Accepted)
     assert events[0].prompt_tokens == len(rendered.tokens.ids)
-    assert any(isinstance(e, Delta) and e.reasoning for e in events)
+    deltas = [e for e in events if isinstance(e, Delta)]
+    assert any(d.reasoning for d in deltas) == reasons
+    assert any(d.content for d in deltas) != reasons
     assert isinstance(events[-1], Finished)
-    assert events[-1].usage.reasoning_tokens == 5
+    assert events[-1].usage.reasoning_tokens == (5 if reasons else 0)
 
 
 def test_eight_clients_get_what_each_gets_alone(daemon: Daemon) -> None:
