@@ -4,11 +4,12 @@ Knows how the released tensor names map to those of `DeepseekV4ForCausalLM` and 
 from any model that ds4 can open, with float32 weights.  Needs the `bench` extra.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from ds4_daemon.model.config import CSA_RATIO, ModelConfig
+from ds4_daemon.model.layout import expert_name
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 Read = Callable[[str], np.ndarray]
@@ -124,16 +125,10 @@ def peer_config(c: ModelConfig) -> DeepseekV4Config:
     )
 
 
-def peer_tensors(c: ModelConfig, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
-    """The peer's state dict, from `read(released name)` → float32 (`tid2eid`: integers)."""
-
-    def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(read(name)))
-
-    for ours, theirs in _TOP.items():
-        yield theirs, tensor(ours)
+def peer_names(c: ModelConfig) -> Iterator[tuple[str, str]]:
+    """(released name, name in the peer) of every tensor but the routed experts' stacks."""
+    yield from _TOP.items()
     for i, ratio in enumerate(c.compress_ratios):
-        p, q = f"layers.{i}.", f"model.layers.{i}."
         names = dict(_LAYER)
         if i < c.num_hash_layers:
             names["ffn.gate.tid2eid"] = "mlp.gate.tid2eid"
@@ -148,14 +143,39 @@ def peer_tensors(c: ModelConfig, read: Read) -> Iterator[tuple[str, torch.Tensor
         if ratio == CSA_RATIO:
             names |= _INDEXER
         for ours, theirs in names.items():
-            yield q + theirs, tensor(p + ours)
+            yield f"layers.{i}.{ours}", f"model.layers.{i}.{theirs}"
 
-        def stack(part: str, p: str = p) -> torch.Tensor:
-            names = (f"{p}ffn.experts.{e}.{part}.weight" for e in range(c.n_routed_experts))
-            return torch.stack([tensor(name) for name in names])
 
-        yield q + "mlp.experts.gate_up_proj", torch.cat([stack("w1"), stack("w3")], dim=1)
-        yield q + "mlp.experts.down_proj", stack("w2")
+def peer_tensors(c: ModelConfig, read: Read) -> Iterator[tuple[str, torch.Tensor]]:
+    """The peer's state dict, from `read(released name)` → float32 (`tid2eid`: integers)."""
+
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(read(name)))
+
+    def stack(layer: int, part: str) -> torch.Tensor:
+        names = (expert_name(layer, e, part) for e in range(c.n_routed_experts))
+        return torch.stack([tensor(name) for name in names])
+
+    for ours, theirs in peer_names(c):
+        yield theirs, tensor(ours)
+    for i in range(c.num_hidden_layers):
+        experts = f"model.layers.{i}.mlp.experts"
+        yield f"{experts}.gate_up_proj", torch.cat([stack(i, "w1"), stack(i, "w3")], dim=1)
+        yield f"{experts}.down_proj", stack(i, "w2")
+
+
+def released_tensors(
+    c: ModelConfig, state: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """`peer_tensors` backwards: released names from the peer's state dict."""
+    for ours, theirs in peer_names(c):
+        yield ours, state[theirs]
+    for i in range(c.num_hidden_layers):
+        experts = f"model.layers.{i}.mlp.experts"
+        gate, up = state[f"{experts}.gate_up_proj"].chunk(2, dim=1)
+        for part, stack in (("w1", gate), ("w2", state[f"{experts}.down_proj"]), ("w3", up)):
+            for e in range(c.n_routed_experts):
+                yield expert_name(i, e, part), stack[e]
 
 
 def peer_model(c: ModelConfig, read: Read) -> DeepseekV4ForCausalLM:
