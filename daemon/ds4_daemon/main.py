@@ -70,6 +70,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_daemon.rpc.status_codes import STATUS_CODES
     from ds4_daemon.sched.policy import Limits
     from ds4_daemon.sched.sampling import Sampling
+    from ds4_daemon.text.chat import APRIL, JULY
     from ds4_daemon.text.tokenizer import Tokenizer
 
     # The model, as far as its headers tell, and its text.
@@ -107,7 +108,8 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             "set no more than the model has, or leave it out",
         )
     defaults = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-    requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults)
+    ladder = JULY if files.config.is_0731 else APRIL
+    requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults, ladder)
     facts = model_status(name, path, files, context_tokens)
     admin = Admin(engine, facts, str(tenancy.home.path), drain, stopped.set)
     add_services(server, Inference(engine, requests), admin)

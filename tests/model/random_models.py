@@ -49,6 +49,7 @@ _BASE = ModelConfig(
         factor=16.0, original_max_position_embeddings=256, beta_fast=32.0, beta_slow=1.0
     ),
     compress_ratios=(0, 0, 4, 32, 4, 32),
+    draft_stages=1,
 )
 
 
@@ -145,8 +146,9 @@ def released_config(config: ModelConfig) -> dict[str, object]:
     """The released config.json of this network."""
     fields = asdict(config)
     fields.pop("clamp_shared_expert")
+    stages = fields.pop("draft_stages")
     fields["rope_scaling"] = {"type": "yarn", **fields["rope_scaling"]}
-    fields["compress_ratios"] = [*config.compress_ratios, 0]  # the release has one for its draft
+    fields["compress_ratios"] = [*config.compress_ratios, *[0] * stages]
     return fields | {
         "model_type": "deepseek_v4",
         "architectures": ["DeepseekV4ForCausalLM"],

@@ -18,6 +18,7 @@ from ds4_daemon.rpc.request import Requests
 from ds4_daemon.rpc.stream import follow
 from ds4_daemon.sched.policy import Limits
 from ds4_daemon.sched.sampling import Sampling
+from ds4_daemon.text.chat import APRIL
 from ds4_daemon.text.tokenizer import Prompt, Tokenizer
 
 LIMITS = Limits(max_running=2, chunk_tokens=512)
@@ -77,7 +78,7 @@ def recite(
     ids = tokenizer.encode_prompt(Prompt(text, [m.span() for m in SPECIAL.finditer(text)]))
 
     async def main() -> list[pb.GenerateEvent]:
-        requests = Requests(tokenizer, tokenizer.vocab_size, 10_000, Sampling())
+        requests = Requests(tokenizer, tokenizer.vocab_size, 10_000, Sampling(), APRIL)
         job = requests.job(request, time.monotonic())
         spoken = job.sequence.prompt_tokens
         network = Recital(ids, tokenizer.vocab_size, spoken, chunk_s, token_s)

@@ -121,6 +121,13 @@ class ModelConfig:
     compress_ratios: tuple[int, ...]  # one a layer: 0 sliding window only, 4 CSA, any other HCA
     # Only DeepSeek's own code leaves the shared expert unclamped; its report and the others clamp.
     clamp_shared_expert: bool = True
+    # Blocks of `mtp.*` beside the network, told from `compress_ratios`: April's release has 1.
+    draft_stages: int = 0
+
+    @property
+    def is_0731(self) -> bool:
+        """The later release: the same network, but trained on other prompts for effort."""
+        return self.draft_stages == 3
 
     @classmethod
     def from_config_json(cls, raw: Mapping[str, Any]) -> Self:
@@ -163,6 +170,8 @@ class ModelConfig:
     def _build(cls, raw: Mapping[str, Any], scaling: Mapping[str, Any]) -> Self:
         values: dict[str, Any] = {}
         for field in fields(cls):
+            if field.name == "draft_stages":
+                continue
             if field.type is int:
                 least = 0 if field.name == "num_hash_layers" else 1
                 values[field.name] = _integer(raw, field.name, least)
@@ -176,7 +185,9 @@ class ModelConfig:
             beta_fast=_positive(scaling, "beta_fast"),
             beta_slow=_positive(scaling, "beta_slow"),
         )
-        values["compress_ratios"] = _ratios(raw, values["num_hidden_layers"])
+        ratios = _ratios(raw, values["num_hidden_layers"])
+        values["compress_ratios"] = ratios[: values["num_hidden_layers"]]
+        values["draft_stages"] = len(ratios) - values["num_hidden_layers"]
         config = cls(**values)
         config._check()
         return config
@@ -259,4 +270,4 @@ def _ratios(raw: Mapping[str, Any], layers: int) -> tuple[int, ...]:
         raise _invalid("compress_ratios", ratios, "it must be a list of whole numbers from 0")
     if len(ratios) < layers:
         raise _invalid("compress_ratios", ratios, f"it must have an entry for all {layers} layers")
-    return tuple(ratios[:layers])  # what follows belongs to the draft stages
+    return tuple(ratios)  # what follows the layers belongs to the draft stages

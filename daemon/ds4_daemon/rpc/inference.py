@@ -15,10 +15,8 @@ from ds4.v1 import inference_pb2_grpc, types_pb2
 
 from ds4_daemon.engine.loop import Engine
 from ds4_daemon.errors import NotBuiltError
-from ds4_daemon.rpc.conversation import to_conversation
 from ds4_daemon.rpc.request import Requests
 from ds4_daemon.rpc.stream import follow, token_piece
-from ds4_daemon.text.chat import render
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
@@ -59,8 +57,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         return pb.DetokenizeResponse(text=text)
 
     async def Render(self, request: pb.RenderRequest, context: object) -> pb.RenderResponse:
-        conversation = to_conversation(request.conversation)
-        rendered = await asyncio.to_thread(render, conversation, self._requests.tokenizer)
+        rendered = await asyncio.to_thread(self._requests.render, request.conversation)
         return pb.RenderResponse(text=rendered.text, tokens=types_pb2.TokenIds(ids=rendered.ids))
 
     def Attach(self, request: object, context: object) -> NoReturn:

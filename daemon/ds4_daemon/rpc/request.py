@@ -16,7 +16,7 @@ from ds4_daemon.errors import ModelFileError, NotBuiltError, RequestError
 from ds4_daemon.rpc.conversation import to_conversation
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Client, Sequence
-from ds4_daemon.text.chat import Opening, complete, render
+from ds4_daemon.text.chat import Ladder, Opening, Rendered, complete, render
 from ds4_daemon.text.parse import OutputParser
 from ds4_daemon.text.tokenizer import Tokenizer
 
@@ -48,6 +48,7 @@ class Requests:
     vocabulary: int
     context_tokens: int
     defaults: Sampling
+    ladder: Ladder
 
     def __post_init__(self) -> None:
         if self.tokenizer.vocab_size > self.vocabulary:
@@ -119,12 +120,16 @@ class Requests:
             self._check_ids(read.ids)
         return read
 
+    def render(self, conversation: types_pb2.Conversation) -> Rendered:
+        """The prompt of a chat in this model's own words. Raises RequestError."""
+        return render(to_conversation(conversation), self.tokenizer, ladder=self.ladder)
+
     def _read(self, prompt: inference_pb2.Prompt) -> Prompt:
         match prompt.WhichOneof("form"):
             case "text":
                 rendered = complete(prompt.text, self.tokenizer)
             case "conversation":
-                rendered = render(to_conversation(prompt.conversation), self.tokenizer)
+                rendered = self.render(prompt.conversation)
             case "token_ids":
                 return Prompt(prompt.token_ids.ids, Opening.PLAIN)
             case _:

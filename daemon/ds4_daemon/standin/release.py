@@ -129,7 +129,7 @@ def _write_safetensors(path: Path, tensors: dict[str, _Stored]) -> None:
 
 def _config_json(seed: int) -> dict[str, Any]:
     sizes = dataclasses.asdict(drawing.GEOMETRY)
-    del sizes["clamp_shared_expert"]
+    del sizes["clamp_shared_expert"], sizes["draft_stages"]
     return {
         "_comment": f"ds4's stand-in model: random weights of seed {seed}, its text is noise",
         "architectures": ["DeepseekV4ForCausalLM"],
