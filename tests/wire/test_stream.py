@@ -70,7 +70,11 @@ def recite(
 ) -> list[pb.GenerateEvent]:
     """The events of a chat (or `prompt`) that the model answers with this text and its specials."""
     user = types_pb2.Message(role=types_pb2.ROLE_USER, content="Hi")
-    chat = types_pb2.Conversation(messages=[user], tools=[types_pb2.Tool(name="look")])
+    chat = types_pb2.Conversation(
+        messages=[user],
+        tools=[types_pb2.Tool(name="look")],
+        thinking_mode=types_pb2.THINKING_MODE_ON,
+    )
     request = pb.GenerateRequest(
         prompt=prompt or pb.Prompt(conversation=chat),
         sampling=types_pb2.Sampling(temperature=0, **sampling),
