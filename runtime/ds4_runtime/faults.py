@@ -18,6 +18,9 @@ import grpc
 import grpc.aio
 import structlog
 
+# Of a message or hint that echoes input; gRPC refuses to send trailers of more than 8 KB.
+_MOST_CHARACTERS = 500
+
 REASON_KEY = "ds4-reason"
 HINT_KEY = "ds4-hint"
 
@@ -88,6 +91,7 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
         if isinstance(error, (grpc.aio.AbortError, grpc.aio.UsageError)) or context.cancelled():
             raise error
         code, reason, message, hint = self._explain(error, method)
+        message, hint = _cut(message), _cut(hint)
         if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
             _log.error("call failed", method=method, reason=reason, exc_info=error)
         else:
@@ -120,3 +124,7 @@ class FaultInterceptor(grpc.aio.ServerInterceptor):
             f"the call failed: {type(error).__name__}",
             "the log of this process has the details",
         )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."

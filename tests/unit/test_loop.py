@@ -1,12 +1,13 @@
 """The engine's loop over a tiny model whose next token depends on all tokens before it."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from array import array
 from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Items
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,15 @@ POISON = 49  # a batch that holds this id raises
 NAN = 48  # a sequence that holds this id gets logits that are no numbers
 
 
+class Memory:
+    """A session: all tokens so far."""
+
+    def __init__(self) -> None:
+        self.tokens: tuple[int, ...] = ()
+        self.length = 0
+        self.nbytes = 8
+
+
 class HashNetwork:
     """Logits are drawn from a generator keyed by the hash of the whole sequence."""
 
@@ -35,9 +45,12 @@ class HashNetwork:
     def __init__(self, step_s: float = 0.0) -> None:
         self.step_s = step_s
         self.batches: list[list[int]] = []
+        self.states: list[weakref.ref[Memory]] = []
 
     def new_state(self) -> Any:
-        return SimpleNamespace(tokens=(), length=0, nbytes=8)
+        state = Memory()
+        self.states.append(weakref.ref(state))
+        return state
 
     def forward(self, batch: Items[Segment]) -> list[np.ndarray | None]:
         time.sleep(self.step_s)
@@ -325,3 +338,44 @@ def test_death_of_the_thread_ends_every_request() -> None:
         assert caught.value.reason == "ENGINE_FAILED"
 
     with_engine(body)
+
+
+def test_ended_sequences_leave_no_session_behind() -> None:
+    """Finished, failed, cancelled and timed out: the session is gone, not just its count."""
+
+    async def body(engine: Engine, network: HashNetwork) -> None:
+        await finish(engine.submit(sequence("finished", [1, 2], 3)))
+        await finish(engine.submit(sequence("failed", [1, POISON], 3)))
+        late = sequence("late", [3], 10_000, deadline_s=time.monotonic() + 0.05)
+        await finish(engine.submit(late))
+        events = engine.submit(sequence("cancelled", [4], 10_000))
+        await asyncio.wait_for(events.get(), 10)
+        assert engine.cancel("cancelled")
+        await finish(events)
+        await finish(engine.submit(sequence("after", [5], 2)))  # a step later nothing may be held
+        gc.collect()
+        assert len(network.states) >= 5
+        assert [ref for ref in network.states if ref() is not None] == []
+
+    with_engine(body)
+
+
+def test_the_first_reason_to_stop_counts() -> None:
+    """A deadline that was passed is not called a cancel because the client left afterwards."""
+
+    async def body(engine: Engine, network: HashNetwork) -> None:
+        running = sequence("r", [1], 10_000)
+        events = engine.submit(running)
+        engine.stop(running, Finish.DEADLINE)
+        engine.stop(running, Finish.CANCELLED)
+        _, ended = await finish(events)
+        assert ended.finish is Finish.DEADLINE
+
+    with_engine(body, step_s=0.01)
+
+
+def test_random_numbers_belong_to_absolute_positions() -> None:
+    """A prompt grown by its own first tokens goes on exactly as it would have."""
+    sampling = Sampling(temperature=1.0, seed=5)
+    whole = alone([7, 8, 9], 8, sampling=sampling)
+    assert alone([7, 8, 9, *whole[:3]], 5, sampling=sampling) == whole[3:]

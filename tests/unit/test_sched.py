@@ -121,3 +121,19 @@ def test_room_is_first_come_first_served_and_bounded() -> None:
     assert room.take(5) == [a, c]
     assert len(room) == 0
     assert room.take(-1) == []
+
+
+def test_a_verdict_that_changes_loses_nobody() -> None:
+    """A sequence that is told to stop while the room is searched leaves it once or stays."""
+    room = WaitingRoom(8)
+    waiting = [sequence(name, 1) for name in "abc"]
+    for s in waiting:
+        room.put(s)
+    looks: list[str] = []
+
+    def unwanted(s: Sequence) -> bool:
+        looks.append(s.request_id)
+        return s is waiting[0] or looks.count(s.request_id) > 1  # b is told after its first look
+
+    removed = room.remove_if(unwanted)
+    assert [*removed, *room.take(8)] == waiting

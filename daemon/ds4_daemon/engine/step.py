@@ -99,8 +99,8 @@ class Stepper:
 def _sample(sequence: Sequence, row: NDArray[np.float32] | None) -> Outcome:
     try:
         choice = choose(_row(row), sequence.sampling, len(sequence.ids))
-    except EngineError as error:
-        return Outcome(sequence, error=error)
+    except Exception as error:  # noqa: BLE001 (it ends this sequence and no other)
+        return Outcome(sequence, error=_failure(error))
     now_s = time.monotonic()
     if sequence.first_token_s is None:
         sequence.first_token_s = now_s

@@ -89,7 +89,8 @@ async def _events(
     )
     progress_s = time.monotonic()
     while True:
-        batch = await _next(events, None if answer.tokens else _PROGRESS_S)
+        due_s = progress_s + _PROGRESS_S - time.monotonic()
+        batch = await _next(events, None if answer.tokens else due_s)
         for delta in answer.take(batch):
             yield pb.GenerateEvent(delta=delta)
         if answer.finish is not None:
@@ -124,7 +125,8 @@ def _progress(engine: Engine, sequence: Sequence, now_s: float) -> pb.Progress:
         queue_position=engine.room.position(sequence),
     )
     if sequence.started_s is not None and sequence.computed_tokens:
-        progress.tokens_per_s = sequence.computed_tokens / (now_s - sequence.started_s)
+        took_s = max(now_s - sequence.started_s, 1e-6)
+        progress.tokens_per_s = sequence.computed_tokens / took_s
         left = sequence.prompt_tokens - sequence.computed_tokens
         progress.eta_s = left / progress.tokens_per_s
     return progress

@@ -41,11 +41,14 @@ class WaitingRoom:
 
     def remove_if(self, unwanted: Callable[[Sequence], bool]) -> list[Sequence]:
         """Remove and return those that need not wait any longer."""
+        removed: list[Sequence] = []
+        kept: deque[Sequence] = deque()
         with self._lock:
-            removed = [s for s in self._waiting if unwanted(s)]
-            if removed:
-                self._waiting = deque(s for s in self._waiting if not unwanted(s))
-            return removed
+            # One verdict each: a second look might differ, for `stop` is called from any thread.
+            for sequence in self._waiting:
+                (removed if unwanted(sequence) else kept).append(sequence)
+            self._waiting = kept
+        return removed
 
     def position(self, sequence: Sequence) -> int:
         """How many wait before it; 0 also when it waits no more."""
