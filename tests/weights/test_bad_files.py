@@ -77,6 +77,8 @@ def test_not_a_model(tmp_path: Path) -> None:
         ({"hidden_size": True}, "MODEL_CONFIG_INVALID", "hidden_size"),
         ({"hidden_size": "32"}, "MODEL_CONFIG_INVALID", "hidden_size"),
         ({"vocab_size": 10**15}, "MODEL_CONFIG_INVALID", "vocab_size"),
+        ({"n_routed_experts": 2**31 - 1}, "MODEL_CONFIG_INVALID", "n_routed_experts"),
+        ({"hc_sinkhorn_iters": 2**31 - 1}, "MODEL_CONFIG_INVALID", "hc_sinkhorn_iters"),
         ({"rms_norm_eps": float("nan")}, "MODEL_CONFIG_INVALID", "rms_norm_eps"),
         ({"swiglu_limit": 0}, "MODEL_CONFIG_INVALID", "swiglu_limit"),
         ({"compress_ratios": [0, 4]}, "MODEL_CONFIG_INVALID", "compress_ratios"),
@@ -157,6 +159,33 @@ def header_cases() -> dict[str, tuple[Spoil, str]]:
         ),
         "bytes that do not fit": (
             edit(lambda h: h["norm.weight"].update(shape=[31])),
+            "MODEL_HEADER_INVALID",
+        ),
+        "offsets that are no whole numbers": (
+            edit(lambda h: h["norm.weight"].update(data_offsets=[0.0, 128.0])),
+            "MODEL_HEADER_INVALID",
+        ),
+        "FP8 without axes": (
+            edit(lambda h: h["layers.0.attn.wq_a.weight"].update(dtype="F8_E4M3", shape=[])),
+            "MODEL_HEADER_INVALID",
+        ),
+        "FP8 with a scale of too few bytes": (
+            edit(
+                lambda h: h.update(
+                    {
+                        "layers.0.attn.wq_a.scale": {
+                            "dtype": "F8_E8M0",
+                            "shape": [1, 1],
+                            "data_offsets": [4, 4],
+                        },
+                        "layers.0.attn.wq_a.weight": {
+                            "dtype": "F8_E4M3",
+                            "shape": [32, 32],
+                            "data_offsets": [0, 1024],
+                        },
+                    }
+                )
+            ),
             "MODEL_HEADER_INVALID",
         ),
         "missing tensor": (edit(lambda h: h.pop("norm.weight")), "MODEL_TENSOR_MISSING"),

@@ -56,6 +56,16 @@ _GGUF_ROPE_KEYS = {
     "beta_slow": "rope.scaling.yarn_beta_slow",
 }
 
+# Counts that are walked through before any file is looked at, far above every release. The other
+# sizes only have to be indices, which are int32 on the device.
+_MOST = {
+    "num_hidden_layers": 1024,
+    "n_routed_experts": 4096,
+    "num_experts_per_tok": 4096,
+    "hc_mult": 64,
+    "hc_sinkhorn_iters": 1000,
+}
+
 # What the network computes in one way only; a file that says otherwise is another network.
 _FIXED: dict[str, Any] = {
     "num_key_value_heads": 1,
@@ -241,9 +251,9 @@ def _present(raw: Mapping[str, Any], name: str) -> Any:
 
 def _integer(raw: Mapping[str, Any], name: str, least: int) -> int:
     value = _present(raw, name)
-    # 2**31: every size is an index somewhere, and indices are int32 on the device.
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise _invalid(name, value, f"it must be a whole number from {least}")
+    most = _MOST.get(name, 2**31 - 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _invalid(name, value, f"it must be a whole number from {least} to {most}")
     return value
 
 

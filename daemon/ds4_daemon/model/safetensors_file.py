@@ -6,6 +6,7 @@ FP4 weights come with a second tensor of scales). Reads no tensor data. Called b
 
 import json
 import struct
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def _read_header(path: Path, number: int) -> dict[str, _Stored]:
 def _stored(info: dict[str, Any], number: int, base: int, size: int, path: Path) -> _Stored:
     begin, end = info["data_offsets"]
     shape = tuple(info["shape"])
-    if not 0 <= begin <= end or not all(type(n) is int and n >= 0 for n in shape):
+    if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)) or begin > end:
         raise ValueError
     if base + end > size:
         raise _truncated(path, f"its header promises {base + end:,} bytes, it has {size:,}")
@@ -136,20 +137,15 @@ def _entry(name: str, stored: dict[str, _Stored], folder: Path) -> Entry:
             f"{name} in {folder} has type {dtype}, which is not one of this release's.",
             "fetch DeepSeek's own release, or a GGUF of it",
         )
+    if dtype in _SCALED and len(shape) != 2:
+        raise _unfit(name, folder, region)
     if fmt is Format.FP4:
         shape = (*shape[:-1], 2 * shape[-1])
     scale = None
     if dtype in _SCALED:
         scale = _scale(name, fmt, shape, stored, folder)
-    rows = 1
-    for n in shape[:-1]:
-        rows *= n
-    if region.nbytes != rows * fmt.row_bytes(shape[-1] if shape else 1):
-        raise ModelFileError(
-            "MODEL_HEADER_INVALID",
-            f"{name} in {folder} has {region.nbytes:,} bytes, which does not fit its shape.",
-            "the file is damaged; fetch it again",
-        )
+    if region.nbytes != prod(shape[:-1]) * fmt.row_bytes(shape[-1] if shape else 1):
+        raise _unfit(name, folder, region)
     return Entry(shape, fmt, region, scale)
 
 
@@ -172,7 +168,17 @@ def _scale(
             f"{list(wanted or ())}.",
             "the file was not written for DeepSeek V4; fetch it again",
         )
+    if scale.region.nbytes != prod(scale.shape):
+        raise _unfit(scale_name, folder, scale.region)
     return scale.region
+
+
+def _unfit(name: str, folder: Path, region: Region) -> ModelFileError:
+    return ModelFileError(
+        "MODEL_HEADER_INVALID",
+        f"{name} in {folder} has {region.nbytes:,} bytes, which does not fit its shape.",
+        "the file is damaged; fetch it again",
+    )
 
 
 def _truncated(path: Path, detail: str) -> ModelFileError:
