@@ -1,4 +1,4 @@
-"""The embedded model's trainer on a tiny network: what it computes, learns, balances and resumes."""
+"""The embedded model's trainer on a tiny network: what it computes, learns and resumes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from ds4_daemon.model.config import ModelConfig
+
+from bench.transformers_peer import peer_model
 from models.nano import checkpoint, feed, schedule
 from models.nano.model import Trainee, balanced_table
 from models.nano.train import Plan, Trainer
-
-from bench.transformers_peer import peer_model
 from tests.model.random_models import CONFIGS, random_ids, random_tensors
 
 CONFIG = replace(CONFIGS["small"], num_hidden_layers=4, compress_ratios=(0, 4, 32, 4),

@@ -1,11 +1,12 @@
-"""Writes the stand-in as GGUF with the types of the published 2-bit file of DeepSeek V4 Flash.
+"""Writes GGUF files with the types of the published 2-bit file of DeepSeek V4 Flash.
 
-Owns which tensor gets which ggml type and the metadata under that file's names. It knows the
-numbers only as `drawing` gives them. Called by `standin.make`.
+Owns which tensor gets which ggml type and the metadata under that file's names. `write_model` takes
+anyone's tensors (models/nano/quantize.py writes the trained model with it); `write_gguf` writes the
+stand-in's, which it knows only as `drawing` gives them. Called by `standin.make`.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ds4_daemon.model.config import GGUF_ARCHITECTURE, ModelConfig
 from ds4_daemon.model.gguf_file import gguf_name
 from ds4_daemon.standin import drawing
 
+Stored = tuple[str, npt.NDArray[Any], Type]
+
 _Q8_0 = ("head.weight", ".wq_a.weight", "attn.wq_b.weight", "attn.wkv.weight", ".wo_a.weight",
          ".wo_b.weight")  # fmt: skip
 _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1  # llama.cpp's token types
@@ -26,12 +29,20 @@ _GATING_SQRT_SOFTPLUS = 4
 
 
 def write_gguf(path: Path, tokenizer: Path, seed: int) -> None:
-    """The whole model in one file."""
+    """The whole stand-in in one file."""
+    title = f"ds4 stand-in: random weights of seed {seed}, its text is noise"
+    write_model(path, drawing.GEOMETRY, tokenizer, title, _tensors(seed))
+
+
+def write_model(
+    path: Path, config: ModelConfig, tokenizer: Path, title: str, tensors: Iterable[Stored]
+) -> None:
+    """Any model in one file: `tensors` are (GGUF name, values or blocks, ggml type)."""
     writer = gguf.GGUFWriter(path, GGUF_ARCHITECTURE)
-    writer.add_name(f"ds4 stand-in: random weights of seed {seed}, its text is noise")
-    _add_config(writer, drawing.GEOMETRY)
+    writer.add_name(title)
+    _add_config(writer, config)
     _add_tokenizer(writer, json.loads(tokenizer.read_text("utf-8")))
-    for name, data, kind in _tensors(seed):
+    for name, data, kind in tensors:
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -39,7 +50,7 @@ def write_gguf(path: Path, tokenizer: Path, seed: int) -> None:
     writer.close()
 
 
-def _tensors(seed: int) -> Iterator[tuple[str, npt.NDArray[Any], Type]]:
+def _tensors(seed: int) -> Iterator[Stored]:
     stacks: dict[str, list[Any]] = {}
     for name, shape in layout.tensors(drawing.GEOMETRY):
         if ".ffn.experts." in name:
@@ -52,12 +63,15 @@ def _tensors(seed: int) -> Iterator[tuple[str, npt.NDArray[Any], Type]]:
             table = drawing.draw_tid2eid(name, (shape[0], shape[1]), seed)
             yield gguf_name(name), table.astype(np.int32), Type.I32
         else:
-            kind = _kind(name, shape)
+            kind = storage(name, shape)
             values = drawing.draw(name, shape, seed)
             yield gguf_name(name), gguf.quants.quantize(values, kind), kind
 
 
-def _kind(name: str, shape: tuple[int, ...]) -> Type:
+def storage(name: str, shape: tuple[int, ...]) -> Type:
+    """The ggml type of a float tensor, by its released name."""
+    if ".ffn.experts." in name:
+        return Type.Q2_K if ".w2." in name else Type.IQ2_XXS
     if len(shape) == 1:
         return Type.F32
     if ".shared_experts." in name or name.endswith(_Q8_0):
