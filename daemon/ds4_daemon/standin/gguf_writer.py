@@ -139,8 +139,13 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any]) -> None:
     writer.add_tokenizer_pre("joyai-llm")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges(tokenizer["model"]["merges"])
+    writer.add_token_merges([_merge(merge) for merge in tokenizer["model"]["merges"]])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
+
+
+def _merge(merge: str | list[str]) -> str:
+    """Tokenizers write a merge as a pair or, the older way, as one text; GGUF knows the latter."""
+    return merge if isinstance(merge, str) else " ".join(merge)
