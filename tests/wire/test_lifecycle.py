@@ -5,11 +5,12 @@ import stat
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ds4_client import Client, Delta, FinishReason, OverloadedError, Text
+from ds4_client import Client, Delta, Ds4Error, FinishReason, OverloadedError, Text
 from ds4_client.events import Finished
 from ds4_daemon import standin
 from ds4_daemon.settings import Settings
@@ -122,6 +123,26 @@ def test_sigterm_tells_who_takes_too_long(make: Any) -> None:
         assert told.value.reason == "DRAINED"
         assert daemon.process.wait(10) == 0
         assert time.monotonic() - began_s < 5
+
+
+def test_long_prompts_hold_up_neither_requests_nor_the_end(make: Any) -> None:
+    """Beside megabytes that are encoded a short request is answered, and SIGTERM ends it all."""
+    daemon: Daemon = make("--drain-limit-s", "0.3").start()
+    words = " ".join(f"{i:x} 字" for i in range(700_000))  # some 7 MB
+    with ThreadPoolExecutor(6) as pool, daemon.client() as client:
+
+        def give_up(_: int) -> None:
+            with daemon.client() as patient, pytest.raises(Ds4Error):
+                patient.run(Text(words), max_tokens=1, timeout_s=0.5)
+
+        long = [pool.submit(give_up, i) for i in range(6)]
+        time.sleep(0.3)
+        assert client.run(Text("hi"), max_tokens=1, timeout_s=3).usage.completion_tokens == 1
+        assert daemon.process is not None
+        daemon.process.terminate()
+        assert daemon.process.wait(6) == 0
+        for one in long:
+            one.result()
 
 
 def test_drain_by_call_stops_the_process(make: Any) -> None:

@@ -4,10 +4,10 @@ Owns nothing but the order of things: check off the event loop, run, follow. Wha
 contract and not served yet is refused by name. Made by `main`; errors are translated outside.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import NoReturn
 
 from ds4.v1 import inference_pb2 as pb
@@ -15,6 +15,7 @@ from ds4.v1 import inference_pb2_grpc, types_pb2
 
 from ds4_daemon.engine.loop import Engine
 from ds4_daemon.errors import NotBuiltError
+from ds4_daemon.rpc.offload import Offload
 from ds4_daemon.rpc.request import Requests
 from ds4_daemon.rpc.stream import follow, token_piece
 
@@ -25,13 +26,16 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     def __init__(self, engine: Engine, requests: Requests) -> None:
         self._engine = engine
         self._requests = requests
+        self._offload = Offload(engine.room.capacity)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: object
     ) -> AsyncIterator[pb.GenerateEvent]:
         arrived_s = time.monotonic()
         self._engine.check_open()  # before the work of rendering a prompt that cannot run
-        job = await asyncio.to_thread(self._requests.job, request, arrived_s)
+        job = await self._offload.run(
+            request.ByteSize(), partial(self._requests.job, request, arrived_s)
+        )
         async with aclosing(follow(self._engine, job, self._requests.tokenizer)) as events:
             async for event in events:
                 yield event
@@ -42,23 +46,31 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: object) -> pb.TokenizeResponse:
         def tokenize() -> pb.TokenizeResponse:
             ids = self._requests.prompt(request.prompt).ids
+            if request.pieces:
+                self._requests.check_count(len(ids), "pieces")
             tokenizer = self._requests.tokenizer
             return pb.TokenizeResponse(
                 tokens=types_pb2.TokenIds(ids=ids),
                 pieces=[token_piece(tokenizer, i) for i in ids] if request.pieces else [],
             )
 
-        return await asyncio.to_thread(tokenize)
+        return await self._offload.run(request.ByteSize(), tokenize)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: object
     ) -> pb.DetokenizeResponse:
-        text = await asyncio.to_thread(self._requests.tokenizer.decode, request.tokens.ids)
-        return pb.DetokenizeResponse(text=text)
+        def detokenize() -> pb.DetokenizeResponse:
+            self._requests.check_count(len(request.tokens.ids), "ids")
+            return pb.DetokenizeResponse(text=self._requests.tokenizer.decode(request.tokens.ids))
+
+        return await self._offload.run(request.ByteSize(), detokenize)
 
     async def Render(self, request: pb.RenderRequest, context: object) -> pb.RenderResponse:
-        rendered = await asyncio.to_thread(self._requests.render, request.conversation)
-        return pb.RenderResponse(text=rendered.text, tokens=types_pb2.TokenIds(ids=rendered.ids))
+        def rendered() -> pb.RenderResponse:
+            prompt = self._requests.render(request.conversation)
+            return pb.RenderResponse(text=prompt.text, tokens=types_pb2.TokenIds(ids=prompt.ids))
+
+        return await self._offload.run(request.ByteSize(), rendered)
 
     def Attach(self, request: object, context: object) -> NoReturn:
         raise NotBuiltError(

@@ -107,18 +107,25 @@ class Requests:
 
     def prompt(self, prompt: inference_pb2.Prompt, most_tokens: int | None = None) -> Prompt:
         """The ids of any of the three forms. Raises RequestError, also above `most_tokens`."""
+        if most_tokens is not None and self._fewest_tokens(prompt) > most_tokens:
+            # Encoding would take seconds to say the same.
+            raise self._too_long(f"more than {most_tokens}")
         read = self._read(prompt)
         count = len(read.ids)
         if most_tokens is not None and count > most_tokens:
-            raise RequestError(
-                "PROMPT_TOO_LONG",
-                f"the prompt has {count} tokens and leaves no room for an answer in the context of "
-                f"{self.context_tokens}",
-                "shorten the prompt",
-            )
+            raise self._too_long(str(count))
         if prompt.HasField("token_ids"):
             self._check_ids(read.ids)
         return read
+
+    def check_count(self, count: int, what: str) -> None:
+        """Raise RequestError for lists longer than any sequence: their answers grow with them."""
+        if count > self.context_tokens:
+            raise RequestError(
+                "TOO_MANY_TOKENS",
+                f"{count} {what} were asked about, more than the context of {self.context_tokens}",
+                "ask in parts",
+            )
 
     def render(self, conversation: types_pb2.Conversation) -> Rendered:
         """The prompt of a chat in this model's own words. Raises RequestError."""
@@ -139,6 +146,19 @@ class Requests:
                     "set text, conversation or token_ids",
                 )
         return Prompt(rendered.ids, rendered.opening)
+
+    def _fewest_tokens(self, prompt: inference_pb2.Prompt) -> int:
+        """Tokens that the prompt has at least, told from its length."""
+        texts = [prompt.text, *(message.content for message in prompt.conversation.messages)]
+        return sum(map(len, texts)) // self.tokenizer.longest_token_bytes
+
+    def _too_long(self, count: str) -> RequestError:
+        return RequestError(
+            "PROMPT_TOO_LONG",
+            f"the prompt has {count} tokens and leaves no room for an answer in the context of "
+            f"{self.context_tokens}",
+            "shorten the prompt",
+        )
 
     def _check_ids(self, ids: Items[int]) -> None:
         if not ids:

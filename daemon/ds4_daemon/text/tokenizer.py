@@ -8,6 +8,7 @@ chats (`chat` renders them) nor of streaming (`stream`). Called by `chat`, `stre
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -154,6 +155,11 @@ class Tokenizer:
             elif token_type in (GgufTokenType.CONTROL, GgufTokenType.USER_DEFINED):
                 added[token_id] = token
         return cls(_byte_level_bpe(vocab, merges, hint), added, "the GGUF file")
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes than this."""
+        return max(len(token.encode()) for token in self._bpe.get_vocab())
 
     def special_id(self, spelling: str) -> int:
         """Id of a special token; RequestError when this model's vocabulary lacks it."""
