@@ -38,12 +38,12 @@ def _rows(path: Path) -> dict[str, tuple[torch.Tensor, float]]:
     return out
 
 
-@torch.no_grad()
 def losses(trainee: Any, path: Path) -> dict[str, dict[str, float]]:
-    out = {}
-    for source, (rows, bytes_a_token) in _rows(path).items():
-        ids = rows.to(trainee.device)
-        loss = trainee.losses(ids[:, :-1], ids[:, 1:].contiguous())[0].mean().item()
-        bits = loss / math.log(2) / bytes_a_token
-        out[source] = {"loss": round(loss, 4), "bits_a_byte": round(bits, 4)}
-    return out
+    with torch.no_grad():
+        out = {}
+        for source, (rows, bytes_a_token) in _rows(path).items():
+            ids = rows.to(trainee.device)
+            loss = trainee.losses(ids[:, :-1], ids[:, 1:].contiguous())[0].mean().item()
+            bits = loss / math.log(2) / bytes_a_token
+            out[source] = {"loss": round(loss, 4), "bits_a_byte": round(bits, 4)}
+        return out

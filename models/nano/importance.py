@@ -24,22 +24,22 @@ class Importance(NamedTuple):
     down: Floats
 
 
-@torch.no_grad()
 def measure(trainee: Trainee, rows: list[torch.Tensor]) -> list[Importance]:
     """Of every layer, over `rows` of ids [B, S]."""
-    layers = [layer.mlp.experts for layer in trainee.net.model.layers]
-    for experts in layers:
-        experts.sums = [torch.zeros(0)] * 3
-        experts.plain_forward = experts.forward
-        experts.forward = MethodType(_counting_forward, experts)
-    for ids in rows:
-        trainee.hidden(ids)
-    out = []
-    for experts in layers:
-        count, read, between = experts.sums
-        experts.forward = experts.plain_forward
-        out.append(Importance(_means(read, count), _means(between, count)))
-    return out
+    with torch.no_grad():
+        layers = [layer.mlp.experts for layer in trainee.net.model.layers]
+        for experts in layers:
+            experts.sums = [torch.zeros(0)] * 3
+            experts.plain_forward = experts.forward
+            experts.forward = MethodType(_counting_forward, experts)
+        for ids in rows:
+            trainee.hidden(ids)
+        out = []
+        for experts in layers:
+            count, read, between = experts.sums
+            experts.forward = experts.plain_forward
+            out.append(Importance(_means(read, count), _means(between, count)))
+        return out
 
 
 def _means(sums: torch.Tensor, count: torch.Tensor) -> Floats:

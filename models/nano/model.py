@@ -69,9 +69,9 @@ class Trainee:
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [B, S] → what the head reads, [B, S, hidden]."""
-        band = attention.mask(*ids.shape, self.device)
+        band = attention.mask(ids.shape[0], ids.shape[1], self.device)
         out = self.net.model(input_ids=ids, attention_mask=band, use_cache=False)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return out.last_hidden_state
 
     def losses(self, ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of every token [B, S] in nats, and the indexers' mean divergence."""
@@ -97,13 +97,13 @@ class Trainee:
         """Tokens of each expert in the last forward, a layer each, hash layers first."""
         return [layer.mlp.gate.load for layer in self.net.model.layers]
 
-    @torch.no_grad()
     def balance(self, loads: list[torch.Tensor], step: float) -> None:
         """Move every routing bias a step towards an even load."""
-        for layer, load in zip(self.net.model.layers, loads, strict=True):
-            if not layer.mlp.is_hash:
-                bias = layer.mlp.gate.e_score_correction_bias
-                bias += step * torch.sign(load.mean() - load)
+        with torch.no_grad():
+            for layer, load in zip(self.net.model.layers, loads, strict=True):
+                if not layer.mlp.is_hash:
+                    bias = layer.mlp.gate.e_score_correction_bias
+                    bias += step * torch.sign(load.mean() - load)
 
     def expert_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Gate-up and down stacks of the routed experts."""

@@ -55,11 +55,11 @@ class Optimizer:
         self.write()
         return norm
 
-    @torch.no_grad()
     def write(self) -> None:
         """The masters, shifted, to the model."""
-        values = [m + self.shift[n] if n in self.shift else m for n, m in self.masters.items()]
-        torch._foreach_copy_(list(self._params.values()), values)
+        with torch.no_grad():
+            values = [m + self.shift[n] if n in self.shift else m for n, m in self.masters.items()]
+            torch._foreach_copy_(list(self._params.values()), values)
 
     def moments(self) -> dict[str, torch.Tensor]:
         """For a checkpoint: both moments and the step of every master that has had one."""
@@ -69,19 +69,19 @@ class Optimizer:
                 out[f"{name}/{key}"] = value.detach().clone()
         return out
 
-    @torch.no_grad()
     def load(
         self, masters: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]
     ) -> None:
         """Take up a checkpoint's masters and moments."""
-        for name, master in self.masters.items():
-            master.copy_(masters[name])
-            keys = [k for k in moments if k.rpartition("/")[0] == name]
-            if keys:
-                self._adam.state[master] = {
-                    key.rpartition("/")[2]: moments[key].to(
-                        "cpu" if key.endswith("/step") and not master.is_cuda else master.device
-                    ).clone()
-                    for key in keys
-                }  # fmt: skip
-        self.write()
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(masters[name])
+                keys = [k for k in moments if k.rpartition("/")[0] == name]
+                if keys:
+                    self._adam.state[master] = {
+                        key.rpartition("/")[2]: moments[key].to(
+                            "cpu" if key.endswith("/step") and not master.is_cuda else master.device
+                        ).clone()
+                        for key in keys
+                    }  # fmt: skip
+            self.write()

@@ -19,6 +19,7 @@ from ds4_daemon.model import layout
 from ds4_daemon.model.files import ModelFiles, open_model
 from ds4_daemon.model.gguf_file import gguf_name
 from ds4_daemon.model.quant import dequantize, integers
+from ds4_daemon.model.tensor import Bytes
 from ds4_daemon.standin.gguf_writer import Stored, storage, write_model
 from gguf import GGMLQuantizationType as Type
 
@@ -50,7 +51,7 @@ def write(
 def _stored(
     files: ModelFiles, quantizer: Quantizer, importance: list[Importance] | None
 ) -> Iterator[Stored]:
-    stacks: dict[str, list[Floats]] = {}
+    stacks: dict[str, list[Bytes]] = {}
     for name, shape in layout.tensors(files.config):
         tensor = files.tensor(name)
         if name.endswith("tid2eid"):
@@ -78,7 +79,8 @@ def _weight(name: str, columns: int, importance: list[Importance] | None) -> Flo
     _, layer, _, _, expert, part, _ = name.split(".")
     measured = importance[int(layer)]
     weight: Floats = (measured.down if part == "w2" else measured.gate_up)[int(expert)]
-    return np.maximum(weight, 1e-8 * weight.max())  # a column of no weight would be lost
+    floor = np.float32(1e-8) * weight.max()  # a column of no weight would be lost
+    return np.maximum(weight, floor)
 
 
 def calibrated(parent: Path, source: feed.Source, tokens: int, seed: int) -> list[Importance]:
