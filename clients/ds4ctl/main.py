@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -39,11 +40,29 @@ def main() -> None:
     """The entry point of the command `ds4ctl`."""
     # gRPC's own log lines say nothing that the errors here do not say better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a character shows another; it does not end the answer.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(execute(sys.argv[1:]))
+    try:
+        # What a shell passes is bytes; whatever the locale says, here they are UTF-8.
+        arguments = [os.fsencode(argument).decode() for argument in sys.argv[1:]]
+    except UnicodeDecodeError:
+        message, hint = "an argument is not UTF-8", "pass such text on standard input"
+        explain("USAGE", message, hint, as_json="--json" in sys.argv)
+        sys.exit(ExitCode.USAGE)
+    sys.exit(execute(arguments))
+
+
+def _open_missing_streams() -> None:
+    """A stream that was closed before we started reads as empty and swallows what is written."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 (for the whole run)
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (likewise)
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (likewise)
 
 
 def execute(arguments: Sequence[str]) -> int:

@@ -35,18 +35,42 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Write JSON, as docs/json.md describes it."
 )
 
+# What the contract can carry; what a model takes of it, the daemon knows.
+_COUNT = click.IntRange(0, 2**32 - 1)
+_SHARE = click.FloatRange(0)
+
+
+def _number(
+    _context: click.Context, parameter: click.Parameter, value: float | None
+) -> float | None:
+    """Refuse what compares with no bound."""
+    if value is not None and value != value:
+        raise click.BadParameter("nan is no number", param=parameter)
+    return value
+
+
 _GENERATION = (
-    click.option("--max-tokens", type=int, metavar="N", help="Stop after N tokens."),
-    click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
-    click.option("--top-p", type=float, metavar="P", help="Keep the likeliest share P."),
-    click.option("--top-k", type=int, metavar="K", help="Keep the K likeliest tokens."),
+    click.option("--max-tokens", type=_COUNT, metavar="N", help="Stop after N tokens."),
+    click.option("--temperature", type=_SHARE, metavar="T", help="0 is greedy."),
+    click.option("--top-p", type=_SHARE, metavar="P", help="Keep the likeliest share P."),
+    click.option("--top-k", type=_COUNT, metavar="K", help="Keep the K likeliest tokens."),
     click.option(
-        "--min-p", type=float, metavar="P", help="Keep those P times as likely as the top."
+        "--min-p", type=_SHARE, metavar="P", help="Keep those P times as likely as the top."
     ),
-    click.option("--seed", type=int, help="The same seed gives the same text."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**64 - 1),
+        metavar="N",
+        help="The same seed gives the same text.",
+    ),
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before TEXT; repeatable."),
     click.option(
-        "--timeout", "timeout_s", type=float, metavar="S", help="Give up after S seconds."
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(0, 1e9, min_open=True),
+        metavar="S",
+        callback=_number,
+        help="Give up after S seconds.",
     ),
     click.option("--think/--no-think", "thinking", default=None, help="Reason before the answer?"),
     click.option(

@@ -188,6 +188,11 @@ def test_run_raw_sends_plain_text(peer: Peer, monkeypatch: pytest.MonkeyPatch) -
         (["run", "--logprobs", "x"], b"", "--json"),
         (["run", "--nonsense"], b"", "--nonsense"),
         (["run", "--max-tokens", "many", "x"], b"", "many"),
+        (["run", "--seed", "-1", "x"], b"", "--seed"),
+        (["run", "--top-k", "-1", "x"], b"", "--top-k"),
+        (["run", "--timeout", "0", "x"], b"", "--timeout"),
+        (["run", "--timeout", "nan", "x"], b"", "--timeout"),
+        (["run", "--timeout", "inf", "x"], b"", "--timeout"),
         (["nonsense"], b"", "nonsense"),
         (["cancel"], b"", "REQUEST_ID"),
     ],
@@ -344,6 +349,27 @@ def test_a_broken_pipe_is_quiet(peer: Peer) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(10) == 1
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0), ("<&-", 0)])
+def test_a_closed_stream_is_no_reason_to_fail(peer: Peer, closed: str, code: int) -> None:
+    """Started with a standard stream closed, a command does its work without it."""
+    command = f'"{sys.executable}" -m ds4ctl run hello {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(peer.requests) == 1
+
+
+def test_an_argument_that_is_no_text_is_wrong_usage(peer: Peer) -> None:
+    """Bytes that are not UTF-8 are refused; UTF-8 is understood in any locale."""
+    command = [sys.executable.encode(), b"-m", b"ds4ctl", b"run"]
+    done = subprocess.run([*command, b"\xff"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "UTF-8" in done.stderr
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([*command, "hé".encode()], env=os.environ | plain, check=True)
+    assert peer.requests[0].prompt.conversation.messages[-1].content == "hé"
 
 
 def test_a_full_disk_is_told(peer: Peer, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
