@@ -80,7 +80,8 @@ def _weight(name: str, columns: int, importance: list[Importance] | None) -> Flo
     measured = importance[int(layer)]
     weight: Floats = (measured.down if part == "w2" else measured.gate_up)[int(expert)]
     floor = np.float32(1e-8) * weight.max()  # a column of no weight would be lost
-    return np.maximum(weight, floor)
+    out: Floats = np.maximum(weight, floor)
+    return out
 
 
 def calibrated(parent: Path, source: feed.Source, tokens: int, seed: int) -> list[Importance]:
