@@ -136,7 +136,7 @@ class Trainer:
         while self.progress < 1 and self.step != self.plan.max_steps:
             losses = self.one_step()
             now = self.used_s
-            if self.step % _LOG_STEPS == 0:
+            if self.step == 1 or self.step % _LOG_STEPS == 0:
                 speed = (self.tokens - logged_tokens) / max(now - logged_s, 1e-9)
                 self.log(losses | {"tokens_per_s": round(speed)} | self._loads())
                 logged_s, logged_tokens = self.used_s, self.tokens
