@@ -17,7 +17,7 @@ from ds4_runtime.address import Home
 from ds4_runtime.errors import SetupError
 from ds4_runtime.lifecycle import Tenancy, claim, stop_signals
 
-from ds4_daemon.errors import ConfigError, DaemonError, ModelFileError
+from ds4_daemon.errors import ConfigError, DaemonError, ModelFileError, RequestError
 from ds4_daemon.settings import Settings, load_settings
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
@@ -60,7 +60,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
 
     from ds4_daemon.engine.loop import Drained, Engine
     from ds4_daemon.model.files import open_model
-    from ds4_daemon.model.load import load_network
+    from ds4_daemon.model.load import check, load_network
     from ds4_daemon.model.network import Network
     from ds4_daemon.rpc.admin import Admin
     from ds4_daemon.rpc.inference import Inference
@@ -76,6 +76,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     # The model, as far as its headers tell, and its text.
     name, path = choose_model(settings, tenancy.home)
     files = open_model(path)
+    check(files, device=settings.device, dtype=settings.dtype, rounding=settings.rounding)
     tokenizer = Tokenizer.load(files.tokenizer_source)
 
     # The engine. Its thread does all work of the model, loading included.
@@ -107,7 +108,10 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             f"{files.config.max_position_embeddings}",
             "set no more than the model has, or leave it out",
         )
-    defaults = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+    try:
+        defaults = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+    except RequestError as error:  # what no request may ask for is no default either
+        raise ConfigError(error.reason, error.message, error.hint) from error
     ladder = JULY if files.config.is_0731 else APRIL
     requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults, ladder)
     facts = model_status(name, path, files, context_tokens)

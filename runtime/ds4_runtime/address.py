@@ -30,6 +30,14 @@ class Home:
         """The home given, else that of DS4_HOME, else the platform's usual place."""
         chosen = override or os.environ.get(HOME_VARIABLE)
         if chosen:
+            try:
+                os.fspath(chosen).encode()
+            except UnicodeEncodeError as error:
+                raise AddressError(
+                    "HOME_NOT_UTF8",
+                    f"the path of the home, {os.fspath(chosen)!a}, is not UTF-8",
+                    f"set {HOME_VARIABLE} to one that is",
+                ) from error
             return cls(Path(chosen).expanduser().absolute())
         try:
             return cls(_default_home())

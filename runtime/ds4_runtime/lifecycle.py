@@ -121,8 +121,15 @@ def _locked(path: Path, service: str) -> Iterator[None]:
                 f"stop it with `kill {pid or 'PID'}`, or set {HOME_VARIABLE} to run one beside it",
                 pid,
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise DirectoryError(
+                "LOCK_NOT_USABLE",
+                f"the lock {path} cannot be written: {error.strerror}",
+                "make room on its disk",
+            ) from error
         yield
         os.ftruncate(descriptor, 0)
     finally:

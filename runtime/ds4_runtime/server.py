@@ -11,8 +11,10 @@ serves.
 """
 
 import os
+import socket
 import stat
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -21,7 +23,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ds4_runtime.address import grpc_target
-from ds4_runtime.errors import AddressError
+from ds4_runtime.errors import AddressError, AlreadyRunningError
 from ds4_runtime.faults import FaultInterceptor
 from ds4_runtime.lifecycle import Tenancy
 
@@ -55,7 +57,11 @@ class Server:
         self._names.append(name)
 
     async def start(self) -> None:
-        """Bind and answer. Raises AddressError where the socket cannot be bound."""
+        """Bind and answer.
+
+        Raises AddressError where the socket cannot be bound, AlreadyRunningError where somebody
+        answers on it.
+        """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflected = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(reflected, self._server)
@@ -64,9 +70,16 @@ class Server:
         await self._server.start()
 
     def _bind(self) -> None:
-        # The tenancy says that no other process serves here, so a socket that exists is stale.
+        # The tenancy says that no other process serves here, so a socket that exists is stale,
+        # unless somebody removed the lock's file: gRPC would take the socket from under the other.
         try:
             if stat.S_ISSOCK(self.socket.lstat().st_mode):
+                if _answers(self.socket):
+                    raise AlreadyRunningError(
+                        f"another process answers on {self.socket}, though the lock is free",
+                        f"stop it (`fuser {self.socket}` tells its pid), then start again",
+                        0,
+                    )
                 self.socket.unlink()
         except FileNotFoundError:
             pass
@@ -92,3 +105,14 @@ class Server:
         """Refuse new calls at once, wait for running ones up to `grace_s`, then cancel them."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+
+
+def _answers(path: Path) -> bool:
+    """Whether a process listens on this socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 from ds4_runtime.address import Home, grpc_target
-from ds4_runtime.errors import AddressError
+from ds4_runtime.errors import AddressError, AlreadyRunningError
 from ds4_runtime.lifecycle import claim
 from ds4_runtime.server import MAX_MESSAGE_BYTES, Server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -149,6 +149,22 @@ def test_a_stale_socket_is_replaced(home: Path) -> None:
         assert await channel.unary_unary("/test.Echo/Single")(b"hello") == b"hello"
 
     serve(home, body)
+
+
+def test_a_socket_that_answers_is_never_taken(home: Path) -> None:
+    """Where somebody answers, a start is refused, even if the lock's file was removed."""
+
+    async def main() -> None:
+        with claim(Home(home), "daemon") as first:
+            serving = Server(first, {})
+            await serving.start()
+            Home(home).lock("daemon").unlink()
+            with claim(Home(home), "daemon") as second, pytest.raises(AlreadyRunningError):
+                await Server(second, {}).start()
+            assert first.socket.exists()
+            await serving.stop(0)
+
+    asyncio.run(main())
 
 
 def test_a_file_in_the_sockets_place_is_kept(home: Path) -> None:

@@ -35,6 +35,18 @@ def load_network(
 
     Raises ModelFileError, and ConfigError for a device or type that cannot be had.
     """
+    files = source if isinstance(source, ModelFiles) else open_model(source)
+    device = check(files, device=device, dtype=dtype, rounding=rounding)
+    if device == "cpu":
+        return _on_numpy(files, rounding, dequantized_budget_bytes)
+    return _on_mlx(files, device, dtype, rounding)
+
+
+def check(files: ModelFiles, *, device: str, dtype: str, rounding: bool) -> str:
+    """Whether these files can be loaded like this, without loading them; the device in the end.
+
+    Raises as `load_network` does, which asks this first.
+    """
     if device not in DEVICES:
         raise ConfigError("UNKNOWN_DEVICE", f"no device {device!r}", f"one of {', '.join(DEVICES)}")
     if dtype not in DTYPES:
@@ -45,13 +57,10 @@ def load_network(
         raise ConfigError("NO_GPU", "MLX finds no GPU on this machine", "use --device cpu")
     if device == "cpu" and dtype == "bf16":
         raise ConfigError("NO_BF16_ON_CPU", "a CPU computes in float32", "use --dtype f32")
-    files = source if isinstance(source, ModelFiles) else open_model(source)
     _check_hash_tables(files)
     if rounding:
         _check_rounding(files.config)
-    if device == "cpu":
-        return _on_numpy(files, rounding, dequantized_budget_bytes)
-    return _on_mlx(files, device, dtype, rounding)
+    return device
 
 
 def _check_hash_tables(files: ModelFiles) -> None:
