@@ -338,3 +338,15 @@ def test_threads_of_one_client_share_a_connection(daemon: Daemon) -> None:
             thread.join()
     assert len(texts) == 4
     assert len(set(texts)) == 1
+
+
+def test_an_id_is_free_once_its_stop_string_was_told(daemon: Daemon) -> None:
+    """After `finished` with a stop string the same id can be used again at once."""
+    with daemon.client() as client:
+        text = client.run(Text("once"), temperature=0, max_tokens=12).text
+        stop = text[len(text) // 2 : len(text) // 2 + 2]
+        for _ in range(5):
+            again = client.run(
+                Text("once"), temperature=0, max_tokens=500, stop=[stop], request_id="again"
+            )
+            assert again.finish_reason == FinishReason.STOP_STRING

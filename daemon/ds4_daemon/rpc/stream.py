@@ -96,6 +96,9 @@ async def _events(
         if answer.finish is not None:
             if answer.finish is Finish.STOP_STRING:
                 engine.stop(sequence, Finish.STOP_STRING)
+                # Once the engine let go of it, its id is free and its counters stand still.
+                while not any(isinstance(event, Ended) for event in batch):
+                    batch = await _next(events, None)
             yield pb.GenerateEvent(finished=answer.finished())
             return
         now_s = time.monotonic()
