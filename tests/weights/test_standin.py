@@ -210,3 +210,17 @@ def test_the_packaged_tokenizer_is_what_the_script_makes() -> None:
     """The committed file is the script's output from the published tokenizer, under 300 kB."""
     assert TOKENIZER.read_text("utf-8") == make_tokenizer.build()
     assert TOKENIZER.stat().st_size < 300_000
+
+
+def test_what_was_lost_is_made_again(tmp_path: Path) -> None:
+    """A folder whose model was deleted heals, and what a killed process left is swept."""
+    made = make(tmp_path / "s")
+    whole = made.gguf.read_bytes()
+    made.gguf.unlink()
+    left, fresh = tmp_path / ".stand-in-old", tmp_path / ".stand-in-new"
+    left.mkdir()
+    fresh.mkdir()
+    os.utime(left, (0, 0))
+    assert make(tmp_path / "s").gguf.read_bytes() == whole
+    assert not left.exists()
+    assert fresh.exists()

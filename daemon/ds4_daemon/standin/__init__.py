@@ -7,7 +7,9 @@ no model is named, by tests and benches, and as `python -m ds4_daemon.standin`.
 """
 
 import json
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,9 @@ TOKENIZER = Path(__file__).parent / "tokenizer.json"
 # Raise it whenever the written files change, or old ones in caches stay in use.
 _VERSION = 1
 _MARK = "stand-in.json"
+_SCRATCH = ".stand-in-"
+# Making takes seconds: what is older was left by a process that was killed.
+_STALE_S = 600
 
 
 class StandIn(NamedTuple):
@@ -40,7 +45,7 @@ def make(folder: Path, seed: int = 0) -> StandIn:
     found = StandIn(folder / "release", folder / "stand-in.gguf")
     mark = {"version": _VERSION, "seed": seed}
     present = _mark_of(folder)
-    if present == mark:
+    if present == mark and found.gguf.is_file() and (found.release / "config.json").is_file():
         return found
     if present is None and folder.exists() and not _is_empty_folder(folder):
         raise ConfigError(
@@ -48,7 +53,8 @@ def make(folder: Path, seed: int = 0) -> StandIn:
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".stand-in-", dir=folder.parent) as scratch:
+        _sweep(folder.parent)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder.parent) as scratch:
             whole = Path(scratch) / "new"
             (whole / "release").mkdir(parents=True)
             write_release(whole / "release", TOKENIZER, seed)
@@ -65,6 +71,12 @@ def make(folder: Path, seed: int = 0) -> StandIn:
                 "name a model with --model, or make room there",
             ) from error
     return found
+
+
+def _sweep(parent: Path) -> None:
+    for scratch in parent.glob(f"{_SCRATCH}*"):
+        if time.time() - scratch.stat().st_mtime > _STALE_S:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _is_empty_folder(path: Path) -> bool:
