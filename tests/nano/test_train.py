@@ -43,6 +43,7 @@ def trainer(out: Path, steps: int, **changes: object) -> Trainer:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_chunked_attention_is_eager_attention(sparse: bool) -> None:
+    """The trainer's blocked attention gives the library's logits."""
     config = CONFIG if sparse else replace(CONFIG, index_topk=ROW)
     values = random_tensors(config, 4)
     peer = peer_model(config, values.__getitem__)
@@ -57,6 +58,7 @@ def test_chunked_attention_is_eager_attention(sparse: bool) -> None:
 
 
 def test_the_indexer_learns_and_teaches_nothing_else() -> None:
+    """The indexer's loss reaches its weights and no others."""
     ours = trainee()
     ids = torch.from_numpy(random_ids(CONFIG, ROW, 1)).long()[None]
     _, divergence = ours.losses(ids, ids)
@@ -67,6 +69,7 @@ def test_the_indexer_learns_and_teaches_nothing_else() -> None:
 
 
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
+    """Training learns."""
     run = trainer(tmp_path, steps=1000)
     first = run.one_step()["totals"][0]
     for _ in range(30):
@@ -76,6 +79,7 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_goes_on_as_if_never_killed(tmp_path: Path) -> None:
+    """Losses after a resume are those of the run that was not interrupted."""
     whole = trainer(tmp_path / "whole", steps=8)
     expected = [whole.one_step()["totals"] for _ in range(8)]
     whole.close()
@@ -93,6 +97,7 @@ def test_a_resumed_run_goes_on_as_if_never_killed(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
+    """What a killed process half wrote is ignored."""
     run = trainer(tmp_path, steps=8)
     run.one_step()
     run.save()
@@ -102,6 +107,7 @@ def test_an_unfinished_checkpoint_is_not_taken_up(tmp_path: Path) -> None:
 
 
 def test_the_bias_balances_a_skewed_router() -> None:
+    """Updating the bias evens out the load of the experts."""
     ours = trainee()
     gate = ours.net.model.layers[3].mlp.gate
     gate.e_score_correction_bias[:2] += 0.3  # two of the experts that all tokens want
@@ -121,6 +127,7 @@ def test_the_bias_balances_a_skewed_router() -> None:
 
 
 def test_hash_layers_serve_frequent_and_rare_tokens_evenly() -> None:
+    """The table spreads tokens by how often they come."""
     frequencies = (1e6 / (1 + np.arange(CONFIG.vocab_size))).astype(np.int64)
     table = balanced_table(CONFIG, frequencies, 0).numpy()
     assert all(len(set(row)) == CONFIG.num_experts_per_tok for row in table)
@@ -129,6 +136,7 @@ def test_hash_layers_serve_frequent_and_rare_tokens_evenly() -> None:
 
 
 def test_quantized_training_moves_only_the_experts(tmp_path: Path) -> None:
+    """Quantization-aware steps round the routed experts and nothing else."""
     run = trainer(tmp_path, steps=2, quantized="noise")
     for _ in range(3):
         run.one_step()
@@ -139,6 +147,7 @@ def test_quantized_training_moves_only_the_experts(tmp_path: Path) -> None:
 
 
 def test_the_rate_warms_up_and_falls() -> None:
+    """The learning rate follows its schedule over the wall clock."""
     assert schedule.rate(0.5, 0) == 1 / schedule.WARM_UP_STEPS
     assert schedule.rate(0.5, 10_000) == 1
     assert schedule.rate(0.875, 10_000) == pytest.approx(0.5)

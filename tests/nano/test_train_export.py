@@ -7,19 +7,12 @@ import numpy as np
 import pytest
 import torch
 from ds4_daemon.model.config import ModelConfig
-from ds4_daemon.model.load import load_network
-from ds4_daemon.model.network import Segment, Want
 from ds4_daemon.model.quant import codes
-from gguf import GGMLQuantizationType as Type
-from gguf import quants
 
-from models.nano import build_ggml, checkpoint, qat
+from models.nano import checkpoint, qat
 from models.nano.export import difference, export, trainee_of
 from models.nano.geometry import GEOMETRY
-from models.nano.ggml import Quantizer
-from models.nano.importance import measure
 from models.nano.model import Trainee
-from models.nano.quantize import write
 
 TINY = replace(GEOMETRY, num_hidden_layers=3, num_hash_layers=1, compress_ratios=(0, 4, 128),
                n_routed_experts=8, num_attention_heads=2)  # fmt: skip
@@ -34,19 +27,14 @@ def parent(folder: Path, config: ModelConfig = TINY) -> Path:
     return folder
 
 
-def quantizer() -> Quantizer:
-    library = build_ggml.default_cache() / f"libggml-base-{build_ggml.VERSION}.so"
-    if not library.exists():
-        pytest.skip("needs models/nano/build_ggml.py's library")
-    return Quantizer(library)
-
-
 def test_what_is_exported_computes_what_was_trained(tmp_path: Path) -> None:
+    """The exported folder gives the trainer's logits in ds4."""
     assert export(parent(tmp_path / "step-1"), tmp_path / "out", 128, 1) < 1e-4
     assert difference(tmp_path / "out", 128, 2) < 1e-4
 
 
 def test_the_gate_refuses_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that compute something else are not exported."""
     folder = parent(tmp_path / "step-1")
     wrong = trainee_of(folder)
     wrong.net.model.layers[1].self_attn.sinks.data += 0.5
@@ -60,6 +48,7 @@ def test_the_gate_refuses_another_network(tmp_path: Path, monkeypatch: pytest.Mo
     ("project", "most"), [(qat.iq2_xxs, 0.344), (qat.q2_k, 0.275)]
 )  # what ggml's search reaches on such rows, and a little more for Q2_K
 def test_a_projection_is_near_and_is_its_own(project: object, most: float) -> None:
+    """Rounding to a 2-bit grid errs as measured, and twice is once."""
     rows = torch.randn(256, 512, generator=torch.Generator().manual_seed(1))
     near = project(rows)  # type: ignore[operator]
     assert float((near - rows).norm() / rows.norm()) < most
@@ -68,6 +57,7 @@ def test_a_projection_is_near_and_is_its_own(project: object, most: float) -> No
 
 
 def test_iq2_xxs_can_hold_the_projection_exactly() -> None:
+    """Each projected block is one that the format can store."""
     rows = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
     grid = {tuple(row) for row in codes.iq2_grid().astype(int).tolist()}
     for block in qat.iq2_xxs(rows).numpy():
@@ -88,28 +78,3 @@ def _in_grid(runs: np.ndarray, grid: set[tuple[int, ...]]) -> bool:
     whole = np.abs(runs).round().astype(int)
     close = np.allclose(np.abs(runs), whole, atol=1e-2)
     return close and all(tuple(run) in grid for run in whole.tolist())
-
-
-def test_ggml_keeps_a_projection() -> None:
-    ggml, one = quantizer(), np.ones(256, np.float32)
-    rows = torch.randn(128, 256, generator=torch.Generator().manual_seed(3))
-    for kind, project, most in ((Type.Q2_K, qat.q2_k, 1e-6), (Type.IQ2_XXS, qat.iq2_xxs, 0.08)):
-        near = project(rows).numpy()
-        again = quants.dequantize(ggml.blocks(near, kind, one), kind)
-        assert np.linalg.norm(again - near) / np.linalg.norm(near) < most
-
-
-def test_ggml_and_gguf_write_the_same_q8_0() -> None:
-    rows = np.random.default_rng(1).standard_normal((16, 512)).astype(np.float32)
-    assert np.array_equal(quantizer().blocks(rows, Type.Q8_0), quants.quantize(rows, Type.Q8_0))
-
-
-def test_the_quantized_file_runs(tmp_path: Path) -> None:
-    folder = parent(tmp_path / "parent")
-    ids = np.arange(128, dtype=np.int32)
-    importance = measure(trainee_of(folder), [torch.from_numpy(ids).long()[None]])
-    assert importance[0].down.shape == (TINY.n_routed_experts, TINY.moe_intermediate_size)
-    write(folder, tmp_path / "nano.gguf", quantizer(), importance)
-    network = load_network(tmp_path / "nano.gguf", device="cpu")
-    (logits,) = network.forward([Segment(network.new_state(), ids, Want.LAST)])
-    assert logits is not None and np.isfinite(logits).all()
