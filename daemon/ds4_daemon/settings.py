@@ -96,6 +96,10 @@ def load_settings(arguments: list[str] | None = None) -> Settings:
     """
     flags = vars(_parser().parse_args(arguments))
     _check_variables()
+    if config_file().exists() and not config_file().is_file():
+        raise ConfigError(
+            "CONFIG_UNREADABLE", f"{config_file()} is not a file", "remove it, or make it one"
+        )
     try:
         return Settings(**flags)
     except ValidationError as error:

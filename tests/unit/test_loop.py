@@ -379,3 +379,20 @@ def test_random_numbers_belong_to_absolute_positions() -> None:
     sampling = Sampling(temperature=1.0, seed=5)
     whole = alone([7, 8, 9], 8, sampling=sampling)
     assert alone([7, 8, 9, *whole[:3]], 5, sampling=sampling) == whole[3:]
+
+
+def test_a_prompt_that_fails_ends_no_running_answer() -> None:
+    """The model raises on one request's prompt; the answer beside it goes on to its end."""
+    expected = alone([1, 2, 3], 40)
+
+    async def body(engine: Engine, network: HashNetwork) -> None:
+        running = engine.submit(sequence("running", [1, 2, 3], 40))
+        for _ in range(4):
+            await asyncio.wait_for(running.get(), 10)
+        failed = engine.submit(sequence("failed", [1, POISON], 3))
+        assert (await finish(failed))[1].finish is Finish.ERROR
+        ids, ended = await finish(running)
+        assert ended.finish is Finish.LENGTH
+        assert ids == expected[-len(ids) :]
+
+    with_engine(body, step_s=0.002)

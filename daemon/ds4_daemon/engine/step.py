@@ -15,7 +15,7 @@ from ds4_daemon.engine.sampler import Choice, choose
 from ds4_daemon.errors import DaemonError, EngineError
 from ds4_daemon.model.network import Segment, Want
 from ds4_daemon.model.state import SessionState
-from ds4_daemon.sched.policy import StepPlan
+from ds4_daemon.sched.policy import Slice, StepPlan
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Finish, Sequence, State
 
@@ -68,8 +68,14 @@ class Stepper:
     def run(self, step: StepPlan, number: int) -> list[Outcome]:
         """Advance every slice's sequence; `number` is the step's, for turns.
 
-        When the model raises, the sessions of the whole batch are in doubt: all of it fails.
+        Tokens and the prefill chunk go apart, so that a chunk that fails ends no running answer.
         """
+        chunks = [part for part in step.slices if part.sequence.state is State.PREFILL]
+        tokens = [part for part in step.slices if part.sequence.state is not State.PREFILL]
+        return [o for part in (tokens, chunks) if part for o in self._advance(part, number)]
+
+    def _advance(self, slices: Items[Slice], number: int) -> list[Outcome]:
+        """One call of the model. When it raises, all its sessions are in doubt, and all fail."""
         batch = [
             Segment(
                 self._sessions[sequence],
@@ -79,15 +85,15 @@ class Stepper:
                 ),
                 Want.LAST if last else Want.NONE,
             )
-            for sequence, tokens, last in step.slices
+            for sequence, tokens, last in slices
         ]
         try:
             rows = self._model.forward(batch)
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends its sequences only)
             failure = _failure(error)
-            return [Outcome(part.sequence, error=failure) for part in step.slices]
+            return [Outcome(part.sequence, error=failure) for part in slices]
         outcomes: list[Outcome] = []
-        for (sequence, tokens, last), row in zip(step.slices, rows, strict=True):
+        for (sequence, tokens, last), row in zip(slices, rows, strict=True):
             if sequence.state is State.PREFILL:
                 sequence.last_prefill_step = number
             sequence.computed_tokens += tokens
