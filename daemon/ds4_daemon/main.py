@@ -92,7 +92,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     limits = Limits(settings.max_running, settings.chunk_tokens)
     engine = Engine(load, limits, settings.max_waiting)
 
-    # The services, on a socket that says NOT_SERVING for now.
+    # The services, on a socket that says NOT_SERVING until there is a model.
     server = Server(tenancy, STATUS_CODES)
     stopped = asyncio.Event()
 
