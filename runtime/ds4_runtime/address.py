@@ -79,8 +79,12 @@ class Home:
         return self.path / "chat_history"
 
     def lock(self, service: str) -> Path:
-        """The file whose lock a running `service` ("daemon", "kvcache") holds for life."""
-        return self.run_dir / f"{service}.lock"
+        """The directory whose lock a running `service` ("daemon", "kvcache") holds for life."""
+        return self.run_dir / service
+
+    def pid_file(self, service: str) -> Path:
+        """The pid of the process that holds that lock; one that was killed leaves it behind."""
+        return self.lock(service) / "pid"
 
     def socket(self, service: str) -> Path:
         """The Unix socket of `service`. Raises AddressError when the path is too long for one."""

@@ -49,7 +49,7 @@ def claim(home: Home, service: str) -> Iterator[Tenancy]:
     """
     socket = home.socket(service)
     make_home(home)
-    with _locked(home.lock(service), service), _private_tmp(home.tmp_dir, service) as tmp_dir:
+    with _locked(home, service), _private_tmp(home.tmp_dir, service) as tmp_dir:
         yield Tenancy(home, service, socket, tmp_dir)
 
 
@@ -101,63 +101,53 @@ def _make_dir(path: Path, forbidden: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, service: str) -> Iterator[None]:
-    # The file is never removed: a lock on a removed file would let a second process lock a new one.
+def _locked(home: Home, service: str) -> Iterator[None]:
+    # A directory with the pid in it goes with neither rm nor rmdir. A file would: then a second
+    # process could make and lock a new one beside the first.
+    path, pid_file = home.lock(service), home.pid_file(service)
     # Close-on-exec keeps the compilers that mlx starts from inheriting the lock.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o600)
+        _make_dir(path, forbidden=stat.S_IRWXG | stat.S_IRWXO)
+        descriptor = os.open(path, flags)
     except OSError as error:
         raise DirectoryError(
-            "LOCK_NOT_USABLE", f"the lock {path} cannot be opened: {error.strerror}", f"rm '{path}'"
+            "LOCK_NOT_USABLE",
+            f"the lock {path} cannot be opened: {error.strerror}",
+            f"make '{home.run_dir}' writable, with room on its disk",
         ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = _wait_for_pid(descriptor)
+            pid = _wait_for_pid(pid_file)
             raise AlreadyRunningError(
                 f"ds4-{service} is already running as process {pid or 'unknown'} (lock {path})",
                 f"stop it with `kill {pid or 'PID'}`, or set {HOME_VARIABLE} to run one beside it",
                 pid,
             ) from None
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            pid_file.write_text(f"{os.getpid()}\n")
         except OSError as error:
             raise DirectoryError(
                 "LOCK_NOT_USABLE",
                 f"the lock {path} cannot be written: {error.strerror}",
                 "make room on its disk",
             ) from error
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                pid_file.unlink()
     finally:
         os.close(descriptor)
 
 
-def lock_holder(home: Home, service: str) -> int | None:
-    """The pid of the process that holds the lock now, 0 if it hides it, None if nobody does."""
-    try:
-        descriptor = os.open(home.lock(service), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _wait_for_pid(descriptor)
-    else:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for_pid(descriptor: int) -> int:
+def _wait_for_pid(pid_file: Path) -> int:
     deadline = time.monotonic() + _PID_WAIT_S
     while True:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        if text.isdigit():
-            return int(text)
+        with contextlib.suppress(OSError, ValueError):
+            return int(pid_file.read_bytes())
         if time.monotonic() > deadline:
             return 0
         time.sleep(0.02)

@@ -71,7 +71,7 @@ class Server:
 
     def _bind(self) -> None:
         # The tenancy says that no other process serves here, so a socket that exists is stale,
-        # unless somebody removed the lock's file: gRPC would take the socket from under the other.
+        # unless somebody removed the lock: gRPC would take the socket from under the other.
         try:
             if stat.S_ISSOCK(self.socket.lstat().st_mode):
                 if _answers(self.socket):

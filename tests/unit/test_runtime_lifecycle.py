@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ds4_runtime.address import Home
 from ds4_runtime.errors import AlreadyRunningError, DirectoryError
-from ds4_runtime.lifecycle import claim, lock_holder
+from ds4_runtime.lifecycle import claim
 
 HOLDER = """
 import sys
@@ -53,14 +53,14 @@ def mode(path: Path) -> int:
 
 
 def test_a_claim_makes_private_directories(home: Path) -> None:
-    """Every directory of a new home is 0700, and the lock 0600, whatever the umask."""
+    """Every directory of a new home is 0700, whatever the umask."""
     made = Home(home / "deep" / "home")
     umask = os.umask(0)
     try:
         with claim(made, "daemon") as tenancy:
             for path in (made.path, made.run_dir, made.tmp_dir, made.log_dir, tenancy.tmp_dir):
                 assert mode(path) == 0o700
-            assert mode(made.lock("daemon")) == 0o600
+            assert mode(made.lock("daemon")) == 0o700
     finally:
         os.umask(umask)
 
@@ -78,10 +78,8 @@ def test_the_temporary_folder_is_exported_and_removed(home: Path) -> None:
 def test_a_second_claim_is_refused_with_the_first_ones_pid(home: Path) -> None:
     """A second process is told who holds the lock; when that one is gone it may have it."""
     place = Home(home)
-    assert lock_holder(place, "daemon") is None
     holder = start(HOLDER, str(home))
     try:
-        assert lock_holder(place, "daemon") == holder.pid
         with pytest.raises(AlreadyRunningError) as caught, claim(place, "daemon"):
             pass
         assert caught.value.pid == holder.pid
@@ -90,9 +88,35 @@ def test_a_second_claim_is_refused_with_the_first_ones_pid(home: Path) -> None:
             pass  # another service has its own lock
     finally:
         holder.communicate()
-    assert lock_holder(place, "daemon") is None
     with claim(place, "daemon"):
-        assert lock_holder(place, "daemon") == os.getpid()
+        assert int(place.pid_file("daemon").read_text()) == os.getpid()
+
+
+def test_removing_what_is_in_the_run_directory_frees_no_lock(home: Path) -> None:
+    """Neither rm nor rmdir takes the lock away, and what the holder uses stays whole."""
+    place = Home(home)
+    holder = start(HOLDER, str(home))
+    try:
+        subprocess.run("rm -f run/*; rmdir run/*", shell=True, cwd=home, capture_output=True)
+        with pytest.raises(AlreadyRunningError) as caught, claim(place, "daemon"):
+            pass
+        assert caught.value.pid == holder.pid
+        place.pid_file("daemon").unlink()
+        with pytest.raises(AlreadyRunningError), claim(place, "daemon"):
+            pass
+        assert (place.tmp_dir / f"daemon-{holder.pid}").is_dir()
+    finally:
+        holder.communicate()
+
+
+def test_a_full_disk_is_a_named_error(home: Path) -> None:
+    """Where the pid cannot be written the claim says so, and leaves the lock free."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n" + HOLDER
+    told = subprocess.run([sys.executable, "-c", code, str(home)], capture_output=True, text=True)
+    assert "ds4_runtime.errors.DirectoryError" in told.stderr
+    assert "cannot be written" in told.stderr
+    with claim(Home(home), "daemon"):
+        pass
 
 
 def test_a_killed_holder_leaves_nothing_in_the_way(home: Path) -> None:

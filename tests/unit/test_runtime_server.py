@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -152,13 +153,13 @@ def test_a_stale_socket_is_replaced(home: Path) -> None:
 
 
 def test_a_socket_that_answers_is_never_taken(home: Path) -> None:
-    """Where somebody answers, a start is refused, even if the lock's file was removed."""
+    """Where somebody answers, a start is refused, even if the lock was removed."""
 
     async def main() -> None:
         with claim(Home(home), "daemon") as first:
             serving = Server(first, {})
             await serving.start()
-            Home(home).lock("daemon").unlink()
+            shutil.rmtree(Home(home).lock("daemon"))
             with claim(Home(home), "daemon") as second, pytest.raises(AlreadyRunningError):
                 await Server(second, {}).start()
             assert first.socket.exists()

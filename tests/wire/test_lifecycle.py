@@ -14,7 +14,6 @@ from ds4_client import Delta, Ds4Error, FinishReason, OverloadedError, Text
 from ds4_client.events import Finished
 from ds4_daemon import standin
 from ds4_daemon.settings import Settings
-from ds4_runtime.lifecycle import lock_holder
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
@@ -79,10 +78,10 @@ def test_killed_daemon_starts_again(make: Any) -> None:
     with second.client() as client:
         assert client.run(Text("again"), temperature=0, max_tokens=2).usage.completion_tokens == 2
     assert second.process is not None
-    assert lock_holder(second.home, "daemon") == second.process.pid
+    assert int(second.home.pid_file("daemon").read_text()) == second.process.pid
     assert len(list(second.home.tmp_dir.iterdir())) == 1
     assert second.stop() == 0
-    assert lock_holder(second.home, "daemon") is None
+    assert not second.home.pid_file("daemon").exists()
     assert not list(second.home.tmp_dir.iterdir())
     assert not second.home.socket("daemon").exists()
 
