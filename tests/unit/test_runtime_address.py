@@ -70,6 +70,15 @@ def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert home.path == tmp_path / "here"
 
 
+def test_a_home_that_is_not_utf8_is_refused_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC and the log know no other text, so it is said before either sees it."""
+    monkeypatch.setenv("DS4_HOME", os.fsdecode(b"/tmp/\xff"))
+    with pytest.raises(AddressError) as caught:
+        Home.find()
+    assert caught.value.reason == "HOME_NOT_UTF8"
+    assert "DS4_HOME" in caught.value.hint
+
+
 def test_a_socket_path_too_long_is_refused_with_a_hint() -> None:
     """The longest path the platform can hold passes, one byte more is a named error."""
     fill = SOCKET_PATH_MAX_BYTES - len("//run/daemon.sock")
