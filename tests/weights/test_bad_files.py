@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,13 @@ def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path / "absent.gguf", "MODEL_NOT_FOUND")
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
     refused(tmp_path / "dangling", "MODEL_NOT_FOUND")
+
+
+def test_pipes_and_devices(tmp_path: Path) -> None:
+    """What is no regular file is refused at once, not waited for."""
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refused(tmp_path / "pipe.gguf", "MODEL_NOT_A_MODEL", "pipe.gguf")
+    refused(Path("/dev/null"), "MODEL_NOT_A_MODEL", "/dev/null")
 
 
 def test_not_a_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from ds4_daemon.errors import ModelFileError
 from ds4_daemon.model import layout
 from ds4_daemon.model.config import ModelConfig, RopeScaling
 from ds4_daemon.model.files import ModelFiles, open_model
@@ -184,3 +185,30 @@ def test_opening_reads_no_data(gguf_path: Path) -> None:
     with open_model(gguf_path) as files:
         assert psutil.Process().memory_info().rss - before < 30_000_000
         assert files.file_bytes == 4_000_000_000
+
+
+@pytest.mark.parametrize("kind", ["release", "gguf_path"])
+def test_a_file_that_changed_is_told(kind: str, request: pytest.FixtureRequest) -> None:
+    """A model that was cut short, written to or removed after opening is refused from then on."""
+    path: Path = request.getfixturevalue(kind)
+    [file] = path.glob("*.safetensors") if path.is_dir() else [path]
+    whole, times = file.read_bytes(), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    with open_model(path) as files:
+        files.check_unchanged()
+        os.truncate(file, len(whole) - 1)
+        os.utime(file, ns=times)
+        changed(files, file)
+        file.write_bytes(whole)
+        os.utime(file, ns=(times[0], times[1] + 1))
+        changed(files, file)
+        os.utime(file, ns=times)
+        files.check_unchanged()
+        file.unlink()
+        changed(files, file)
+
+
+def changed(files: ModelFiles, file: Path) -> None:
+    with pytest.raises(ModelFileError) as caught:
+        files.check_unchanged()
+    assert caught.value.reason == "MODEL_CHANGED"
+    assert str(file) in caught.value.message and caught.value.hint

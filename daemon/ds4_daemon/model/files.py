@@ -6,6 +6,7 @@ file. It does not decode numbers (`quant`). Called by `load` and by the daemon's
 """
 
 import mmap
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,8 @@ class ModelFiles:
     ) -> None:
         self.config = config
         self.tokenizer_source = tokenizer_source
-        self.file_bytes = sum(path.stat().st_size for path in paths)
+        self._opened = {path: _stamp(path) for path in paths}
+        self.file_bytes = sum(size for size, _ in self._opened.values())
         self._entries = entries
         self._maps = [_map(path) for path in paths]
         self._views = [np.frombuffer(opened, np.uint8) for opened in self._maps]
@@ -74,6 +76,21 @@ class ModelFiles:
                 stop = region.offset + region.nbytes
                 self._maps[region.file].madvise(mmap.MADV_DONTNEED, start, stop - start)
 
+    def check_unchanged(self) -> None:
+        """Raise ModelFileError if a file is not as it was opened: reading a map past the end of a
+        file that was cut short kills the process."""
+        for path, opened in self._opened.items():
+            try:
+                unchanged = _stamp(path) == opened
+            except OSError:
+                unchanged = False
+            if not unchanged:
+                raise ModelFileError(
+                    "MODEL_CHANGED",
+                    f"{path} was changed or removed after it was opened.",
+                    "start the daemon again once the file is whole; leave a served model alone",
+                )
+
     def close(self) -> None:
         """Let go of the files; tensors that are still held keep their own file mapped."""
         self._views.clear()
@@ -105,6 +122,12 @@ def open_model(path: Path) -> ModelFiles:
             config, paths, entries = read_release(path)
             tokenizer = path / "tokenizer.json"
             return ModelFiles(config, paths, entries, tokenizer if tokenizer.is_file() else None)
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise ModelFileError(
+                "MODEL_NOT_A_MODEL",
+                f"{path} is neither a file nor a folder.",
+                "name a .gguf file or a folder of config.json and *.safetensors",
+            )
         config, entries, metadata = read_gguf(path)
         return ModelFiles(config, [path], entries, metadata)
     except FileNotFoundError:
@@ -119,6 +142,12 @@ def open_model(path: Path) -> ModelFiles:
             f"{path} cannot be read: {error.strerror}.",
             "check the file and its permissions",
         ) from error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change: what tells a file that was written since."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _map(path: Path) -> mmap.mmap:
