@@ -224,3 +224,16 @@ def test_what_was_lost_is_made_again(tmp_path: Path) -> None:
     assert make(tmp_path / "s").gguf.read_bytes() == whole
     assert not left.exists()
     assert fresh.exists()
+
+
+def test_what_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    """A folder heals whichever of its files is absent or has another size."""
+    made = make(tmp_path / "s")
+    before = digest(tmp_path / "s")
+    [first, *_] = sorted(made.release.glob("*.safetensors"))
+    os.truncate(first, 1000)
+    assert make(tmp_path / "s") == made
+    assert digest(tmp_path / "s") == before
+    (made.release / "tokenizer.json").unlink()
+    assert make(tmp_path / "s") == made
+    assert digest(tmp_path / "s") == before

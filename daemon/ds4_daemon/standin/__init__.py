@@ -6,6 +6,7 @@ quantization. Owns where those files lie and that they are whole; called by the 
 no model is named, by tests and benches, and as `python -m ds4_daemon.standin`.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -43,10 +44,9 @@ def make(folder: Path, seed: int = 0) -> StandIn:
     Raises ConfigError if `folder` holds something else or cannot be written.
     """
     found = StandIn(folder / "release", folder / "stand-in.gguf")
-    mark = {"version": _VERSION, "seed": seed}
-    present = _mark_of(folder)
-    if present == mark and found.gguf.is_file() and (found.release / "config.json").is_file():
+    if _is_whole(folder, seed):
         return found
+    present = _mark_of(folder)
     if present is None and folder.exists() and not _is_empty_folder(folder):
         raise ConfigError(
             "STAND_IN_UNWRITABLE", f"{folder} holds something else.", "name an empty folder"
@@ -59,12 +59,13 @@ def make(folder: Path, seed: int = 0) -> StandIn:
             (whole / "release").mkdir(parents=True)
             write_release(whole / "release", TOKENIZER, seed)
             write_gguf(whole / "stand-in.gguf", TOKENIZER, seed)
+            mark = {"version": _VERSION, "seed": seed, "sizes_bytes": _sizes(whole)}
             (whole / _MARK).write_text(json.dumps(mark))
-            if present is not None and _mark_of(folder) == present:
-                folder.rename(Path(scratch) / "old")  # ours, of another version or seed
+            if present is not None and _mark_of(folder) == present and not _is_whole(folder, seed):
+                folder.rename(Path(scratch) / "old")  # ours: another version, seed, or damaged
             whole.rename(folder)
     except OSError as error:
-        if _mark_of(folder) != mark:  # else another process was quicker
+        if not _is_whole(folder, seed):  # else another process was quicker
             raise ConfigError(
                 "STAND_IN_UNWRITABLE",
                 f"The stand-in model cannot be written to {folder}: {error.strerror}.",
@@ -75,8 +76,21 @@ def make(folder: Path, seed: int = 0) -> StandIn:
 
 def _sweep(parent: Path) -> None:
     for scratch in parent.glob(f"{_SCRATCH}*"):
-        if time.time() - scratch.stat().st_mtime > _STALE_S:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its maker is done with it
+            if time.time() - scratch.stat().st_mtime > _STALE_S:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_whole(folder: Path, seed: int) -> bool:
+    mark = _mark_of(folder)
+    wanted = {"version": _VERSION, "seed": seed, "sizes_bytes": _sizes(folder)}
+    return mark is not None and mark == wanted
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file of the model in `folder`, by its path there."""
+    files = (*folder.glob("release/*"), *folder.glob("*.gguf"))
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 
 def _is_empty_folder(path: Path) -> bool:
