@@ -28,7 +28,8 @@ from ds4_client.errors import (
 # The ids and log probabilities of a long answer exceed gRPC's 4 MB; the daemon's limit is the same.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-# Only what changes nothing may be sent twice. A second Generate could run beside the first.
+# Only what may come twice: reading, and a Cancel, whose second finds the request already gone.
+# A second Generate could run beside the first.
 _SAFE_TO_REPEAT = {
     "ds4.v1.Inference": ("Tokenize", "Detokenize", "Render", "Cancel"),
     "ds4.v1.Admin": ("Status",),

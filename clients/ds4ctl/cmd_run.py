@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ds4ctl.options import generation_options, home_option, json_option, open_client, read_input
+from ds4ctl.options import (
+    COUNT,
+    generation_options,
+    home_option,
+    json_option,
+    open_client,
+    read_input,
+)
 from ds4ctl.output import Screen, record, summary, write_json
 
 if TYPE_CHECKING:
@@ -17,7 +24,11 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue PROMPT as plain text instead of answering it.")
 @click.option("--logprobs", is_flag=True, help="With --json: tell each token's log probability.")
 @click.option(
-    "--top-logprobs", type=int, default=0, metavar="N", help="With --logprobs: N others beside it."
+    "--top-logprobs",
+    type=COUNT,
+    default=0,
+    metavar="N",
+    help="With --logprobs: N others beside it.",
 )
 @click.option("--quiet", is_flag=True, help="No line about speed and usage.")
 @generation_options

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ds4ctl.options import home_option, json_option, open_client
+from ds4ctl.options import home_option, json_option, number, open_client
 from ds4ctl.output import enum_word, plain, write_json
 
 if TYPE_CHECKING:
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--wait", "wait_s", type=float, metavar="S", help="Wait up to S seconds to be served."
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0),
+    metavar="S",
+    callback=number,
+    help="Wait up to S seconds to be served.",
 )
 @json_option
 @home_option

@@ -36,11 +36,11 @@ json_option = click.option(
 )
 
 # What the contract can carry; what a model takes of it, the daemon knows.
-_COUNT = click.IntRange(0, 2**32 - 1)
+COUNT = click.IntRange(0, 2**32 - 1)
 _SHARE = click.FloatRange(0)
 
 
-def _number(
+def number(
     _context: click.Context, parameter: click.Parameter, value: float | None
 ) -> float | None:
     """Refuse what compares with no bound."""
@@ -50,10 +50,10 @@ def _number(
 
 
 _GENERATION = (
-    click.option("--max-tokens", type=_COUNT, metavar="N", help="Stop after N tokens."),
+    click.option("--max-tokens", type=COUNT, metavar="N", help="Stop after N tokens."),
     click.option("--temperature", type=_SHARE, metavar="T", help="0 is greedy."),
     click.option("--top-p", type=_SHARE, metavar="P", help="Keep the likeliest share P."),
-    click.option("--top-k", type=_COUNT, metavar="K", help="Keep the K likeliest tokens."),
+    click.option("--top-k", type=COUNT, metavar="K", help="Keep the K likeliest tokens."),
     click.option(
         "--min-p", type=_SHARE, metavar="P", help="Keep those P times as likely as the top."
     ),
@@ -69,7 +69,7 @@ _GENERATION = (
         "timeout_s",
         type=click.FloatRange(0, 1e9, min_open=True),
         metavar="S",
-        callback=_number,
+        callback=number,
         help="Give up after S seconds.",
     ),
     click.option("--think/--no-think", "thinking", default=None, help="Reason before the answer?"),

@@ -307,6 +307,20 @@ def test_status_waits_until_the_daemon_serves(peer: Peer, capsys: Captured) -> N
     assert execute(["status", "--wait", "0.2"]) == 3
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "--wait", "nan"],
+        ["status", "--wait", "-1"],
+        ["run", "hi", "--json", "--logprobs", "--top-logprobs", "-1"],
+    ],
+)
+def test_numbers_that_mean_nothing_are_wrong_usage(arguments: list[str], capsys: Captured) -> None:
+    """They are refused before a daemon is asked, with 2; nan would wait for ever."""
+    assert execute(arguments) == 2
+    assert arguments[-2] in capsys.readouterr().err
+
+
 def test_tokenize_and_cancel(peer: Peer, capsys: Captured) -> None:
     """Ids and pieces for people and programs; a request that is not there is a failure."""
     assert execute(["tokenize", "hé"]) == 0
