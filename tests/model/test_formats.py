@@ -1,5 +1,6 @@
 """Quantized files against the same numbers in float32, through the whole network."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,16 @@ def test_bf16_weights_are_numbers_like_others(tmp_path: Path) -> None:
     for device in ("cpu", "mlx-cpu"):
         network = load_network(narrow, device=device, dtype="f32", rounding=False)
         assert np.abs(compute(network, ids, [60]) - expected).max() < 1e-4
+
+
+def test_a_file_that_shrinks_while_it_is_used_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """Weights that are read from a file that was cut short are not read any more."""
+    config = CONFIGS["small"]
+    folder = write_release(tmp_path / "model", config, random_tensors(config, 0))
+    network = load_network(folder, device="cpu", dequantized_budget_bytes=0)
+    ids = random_ids(config, 4, 1)
+    compute(network, ids, [])
+    os.truncate(folder / "model.safetensors", 5000)
+    with pytest.raises(ModelFileError) as caught:
+        compute(network, ids, [])
+    assert caught.value.reason == "MODEL_CHANGED"

@@ -94,6 +94,7 @@ class Network:
         self.dtype = dtype
         self.rounding = rounding
         self.weights_bytes = weights.nbytes
+        self._weights = weights
         self._ops = ops
         self._embed = weights.embedding("embed.weight")
         self._layers = [
@@ -118,8 +119,10 @@ class Network:
         tokens are cut, never (bit for bit on a CPU) on what else is in the batch.
 
         Raises RequestError, before any state changes, for an empty segment, an id outside the
-        vocabulary, or a sequence longer than the model's context.
+        vocabulary, or a sequence longer than the model's context, and ModelFileError where the
+        files changed that weights are still read from.
         """
+        self._weights.check_usable()
         for segment in batch:
             self._check(segment)
         groups: dict[tuple[int, Want], list[int]] = {}

@@ -55,6 +55,9 @@ class Weights(Protocol):
     def gated(self, prefix: str, limit: float) -> Linear:
         """A SwiGLU feed-forward w2(silu(w1 x) · w3 x) with its clamp at `limit`."""
 
+    def check_usable(self) -> None:
+        """Raise ModelFileError where weights are still read from files that changed."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors as they are stored."""

@@ -26,6 +26,9 @@ class MlxWeights:
         self._files = files
         self._ops = ops
 
+    def check_usable(self) -> None:
+        """All are on the device; embeddings too."""
+
     @property
     def nbytes(self) -> int:
         return self._files.file_bytes

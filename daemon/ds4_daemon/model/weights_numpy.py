@@ -59,6 +59,9 @@ class NumpyWeights:
         self._ops = ops
         self.held = Held(files, budget_bytes)
 
+    def check_usable(self) -> None:
+        self._files.check_unchanged()
+
     @property
     def nbytes(self) -> int:
         return self._files.file_bytes
