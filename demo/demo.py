@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -30,7 +31,9 @@ async def show(name: str, colour: int, output: asyncio.StreamReader) -> None:
         label = f"\033[3{colour}m{label}\033[0m"
     line = ""
     while data := await output.read(4096):
-        line += data.decode(errors="replace").replace("\n", " ")
+        *whole, line = (line + data.decode(errors="replace")).split("\n")
+        for text in whole:
+            print(*(label + row for row in textwrap.wrap(text, LINE)), sep="\n")
         while len(line) > LINE:
             at = line.rfind(" ", 0, LINE) + 1 or LINE
             print(label + line[:at])

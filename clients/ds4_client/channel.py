@@ -67,8 +67,6 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-_START = "start it with `ds4-daemon`"
-
 
 class Address:
     """Where a daemon is to be found."""
@@ -80,27 +78,30 @@ class Address:
         except AddressError as error:
             raise ConfigurationError(error.reason, error.message, error.hint) from error
         self.target = grpc_target(self.socket)
+        # A home that is not the one of the environment has to be named to the daemon too.
+        place = f"DS4_HOME='{self.home.path}' " if home else ""
+        self._start = f"start it with `{place}ds4-daemon`"
 
     def explain(self, call: FailedCall) -> Ds4Error:
         """The error that a failed call stands for, with the reason of a failed connection."""
         if call.code() is not grpc.StatusCode.UNAVAILABLE or "ds4-reason" in told(call):
             return from_call(call)
-        return _why_unavailable(self.socket, call.details() or "")
+        return _why_unavailable(self.socket, call.details() or "", self._start)
 
 
-def _why_unavailable(path: Path, details: str) -> Ds4Error:
+def _why_unavailable(path: Path, details: str, start: str) -> Ds4Error:
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             probe.connect(os.fspath(path))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return NotRunningError("NOT_RUNNING", f"ds4-daemon is not running at {path}", _START)
+            return NotRunningError("NOT_RUNNING", f"ds4-daemon is not running at {path}", start)
         if error.errno == errno.ECONNREFUSED:
             return NotRunningError(
                 "CONNECTION_REFUSED",
                 f"ds4-daemon is not running: it left its socket {path} behind",
-                _START,
+                start,
             )
         if error.errno in (errno.EACCES, errno.EPERM):
             return AccessError(

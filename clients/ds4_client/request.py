@@ -40,6 +40,13 @@ class Options(TypedDict, total=False):
 
 def to_request(client_name: str, prompt: Prompt, options: Options) -> inference_pb2.GenerateRequest:
     """The request, with an id of its own so that it can be named before the daemon has answered."""
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:  # a misspelt limit would be no limit
+        raise InvalidRequestError(
+            "UNKNOWN_OPTION",
+            f"there is no option {', '.join(sorted(unknown))}",
+            f"options are {', '.join(sorted(Options.__annotations__))}",
+        )
     stop = options.get("stop") or ()
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and not 0 < timeout_s < math.inf:

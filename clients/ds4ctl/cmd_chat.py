@@ -164,10 +164,11 @@ def _lines(interactive: bool) -> Iterator[str]:
             if interactive:
                 yield input("> ")
             elif line := sys.stdin.readline():
+                line.encode()  # some locales let bytes that are no text pass, as surrogates
                 yield line.removesuffix("\n")
             else:
                 return
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise click.UsageError(f"standard input is not UTF-8 text: {error}") from error
         except EOFError:
             say("")

@@ -51,6 +51,8 @@ def run(
     """
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs needs --json")
+    if options["top_logprobs"] and not options["logprobs"]:
+        raise click.UsageError("--top-logprobs needs --logprobs")
     if raw and (system is not None or thinking is not None or effort is not None):
         raise click.UsageError("--raw has no system prompt and no reasoning")
     if prompt is None and sys.stdin.isatty():

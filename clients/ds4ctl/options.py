@@ -35,9 +35,7 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="Write JSON, as docs/json.md describes it."
 )
 
-# What the contract can carry; what a model takes of it, the daemon knows.
-COUNT = click.IntRange(0, 2**32 - 1)
-_SHARE = click.FloatRange(0)
+COUNT = click.IntRange(0, 2**32 - 1)  # what the contract can carry
 
 
 def number(
@@ -50,12 +48,22 @@ def number(
 
 
 _GENERATION = (
-    click.option("--max-tokens", type=COUNT, metavar="N", help="Stop after N tokens."),
-    click.option("--temperature", type=_SHARE, metavar="T", help="0 is greedy."),
-    click.option("--top-p", type=_SHARE, metavar="P", help="Keep the likeliest share P."),
+    click.option(
+        "--max-tokens", type=click.IntRange(1, 2**32 - 1), metavar="N", help="Stop after N tokens."
+    ),
+    click.option("--temperature", type=click.FloatRange(0), metavar="T", help="0 is greedy."),
+    click.option(
+        "--top-p",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="P",
+        help="Keep the likeliest share P.",
+    ),
     click.option("--top-k", type=COUNT, metavar="K", help="Keep the K likeliest tokens."),
     click.option(
-        "--min-p", type=_SHARE, metavar="P", help="Keep those P times as likely as the top."
+        "--min-p",
+        type=click.FloatRange(0, 1),
+        metavar="P",
+        help="Keep those P times as likely as the top.",
     ),
     click.option(
         "--seed",

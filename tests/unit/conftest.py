@@ -1,10 +1,14 @@
 """What unit tests share."""
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Run in the background of a shell, a process ignores SIGINT, and so would the children under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

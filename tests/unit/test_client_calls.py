@@ -26,6 +26,7 @@ from ds4_client import (
     FinishReason,
     Ids,
     InternalError,
+    InvalidRequestError,
     Phase,
     Progress,
     Text,
@@ -349,3 +350,12 @@ def test_the_deadline_of_a_request_is_kept_by_the_client_too(
     with Client(peer.home) as client, pytest.raises(DeadlineError):
         client.run("x", timeout_s=0.2)
     assert time.monotonic() - start < 5
+
+
+def test_a_misspelt_option_is_no_option(peer: Peer) -> None:
+    """A limit that is not spelt right is refused, or it would be no limit."""
+    with Client(peer.home) as client, pytest.raises(InvalidRequestError) as refused:
+        client.run("x", max_token=5)  # type: ignore[call-arg]
+    assert refused.value.reason == "UNKNOWN_OPTION"
+    assert "max_tokens" in refused.value.hint
+    assert peer.requests == []
