@@ -33,7 +33,8 @@ async def show(name: str, colour: int, output: asyncio.StreamReader) -> None:
     while data := await output.read(4096):
         *whole, line = (line + data.decode(errors="replace")).split("\n")
         for text in whole:
-            print(*(label + row for row in textwrap.wrap(text, LINE)), sep="\n")
+            for row in textwrap.wrap(text, LINE):
+                print(label + row)
         while len(line) > LINE:
             at = line.rfind(" ", 0, LINE) + 1 or LINE
             print(label + line[:at])
