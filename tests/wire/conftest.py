@@ -94,7 +94,12 @@ class Daemon:
         with self.channel() as channel:
             return admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=10)
 
-    def wait_for_running(self, count: int, limit_s: float = 5.0) -> None:
+    @property
+    def steps(self) -> int:
+        """Steps that the engine has run."""
+        return int(self.status().engine.totals.steps)
+
+    def wait_for_running(self, count: int, limit_s: float = 20.0) -> None:
         """Wait until exactly this many requests run or wait; no long one ends so soon by itself."""
         began_s = time.monotonic()
         while (now := len(self.status().engine.requests)) != count:

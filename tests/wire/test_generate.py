@@ -31,7 +31,8 @@ from ds4_client import (
 
 from tests.wire.conftest import Daemon, refusal
 
-LONG = Ids([100 + i % 5_000 for i in range(8_000)])  # seconds of prefill
+LONG_IDS = [100 + i % 5_000 for i in range(8_000)]  # seconds of prefill
+LONG = Ids(LONG_IDS)
 
 
 def request(tokens: int = 8, ids: list[int] | None = None, **more: Any) -> pb.GenerateRequest:
@@ -155,7 +156,7 @@ def test_stop_string_ends_the_text_before_it(daemon: Daemon) -> None:
         assert cut.text == free.text[: free.text.index(stop)]
         assert cut.finish_reason == FinishReason.STOP_STRING
         assert cut.usage.completion_tokens < 30
-        daemon.wait_for_running(0)
+        assert not daemon.status().engine.requests
 
 
 def test_progress_at_least_once_a_second(daemon: Daemon) -> None:
@@ -179,11 +180,14 @@ def test_cancel_by_another_client(daemon: Daemon) -> None:
     with daemon.client() as runs, daemon.client() as other:
         stream = runs.generate(LONG, temperature=0, request_id="victim")
         assert isinstance(next(stream), Accepted)
+        before = daemon.steps
         assert other.cancel("victim")
         with pytest.raises(CancelledError):
             list(stream)
         assert not other.cancel("victim")
-    daemon.wait_for_running(0)
+        assert not daemon.status().engine.requests
+    # The step that ran meanwhile, and one that may have begun before the cancel arrived.
+    assert daemon.steps - before <= 2
 
 
 def test_killed_client_frees_its_sequences(daemon: Daemon) -> None:
@@ -206,17 +210,22 @@ def test_killed_client_frees_its_sequences(daemon: Daemon) -> None:
     assert len(daemon.status().engine.requests) == 2
     client.send_signal(signal.SIGKILL)
     client.wait()
+    before = daemon.steps
     client.stdout.close()
     daemon.wait_for_running(0)
+    # Each step holds a chunk of the long prompt, so they are too long to slip by unseen.
+    assert daemon.steps - before <= 2
 
 
 def test_left_stream_frees_its_sequence(daemon: Daemon) -> None:
     """A client that stops reading and cancels its call frees the sequence within a step."""
     with daemon.inference() as stub:
-        call = stub.Generate(request(5_000), timeout=30)
+        call = stub.Generate(request(5_000, LONG_IDS), timeout=30)
         next(call)
+        before = daemon.steps
         call.cancel()
         daemon.wait_for_running(0)
+        assert daemon.steps - before <= 2
 
 
 def test_slow_client_delays_nobody(daemon: Daemon) -> None:
