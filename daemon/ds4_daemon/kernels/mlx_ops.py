@@ -22,9 +22,10 @@ _FP4_MAX = 6.0
 class MlxRows:
     """A `RowBuffer` over an immutable array: appending makes a new one."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dtype: mx.Dtype) -> None:
         self._rows: mx.array | None = None
         self._width = width
+        self._dtype = dtype  # of adopted rows; appended ones bring theirs
 
     def __len__(self) -> int:
         return 0 if self._rows is None else int(self._rows.shape[0])
@@ -43,6 +44,13 @@ class MlxRows:
     def drop_first(self, count: int) -> None:
         if count:
             self._rows = self.view()[count:]
+
+    def part(self, start: int, stop: int) -> Array:
+        # Copied at once: a slice would keep the whole buffer alive.
+        return np.array(self.view()[start:stop].astype(mx.float32))
+
+    def adopt(self, data: Array, count: int) -> None:
+        self._rows = mx.array(data[:count]).astype(self._dtype)
 
 
 class MlxOps:
@@ -68,8 +76,8 @@ class MlxOps:
     def activation(self, x: Array) -> Array:
         return x.astype(self.activation_dtype)
 
-    def rows(self, width: int) -> RowBuffer:
-        return MlxRows(width)
+    def rows(self, width: int, *, activations: bool = False) -> RowBuffer:
+        return MlxRows(width, self.activation_dtype if activations else mx.float32)
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
         y = x.astype(mx.float32)

@@ -22,7 +22,11 @@ _FP4_MAX = _F32(6)
 
 
 class NumpyRows:
-    """A `RowBuffer` that appends in place: capacity doubles, dropped rows are reclaimed."""
+    """A `RowBuffer` that appends in place: capacity doubles, dropped rows are reclaimed.
+
+    A row that is written stays where it is and as it is, so a view is a copy for free: what is
+    saved of a sequence is read while the sequence runs on.
+    """
 
     def __init__(self, width: int) -> None:
         self._data = np.empty((16, width), _F32)
@@ -50,15 +54,19 @@ class NumpyRows:
     def drop_first(self, count: int) -> None:
         self._start += count
 
+    def part(self, start: int, stop: int) -> Array:
+        return self.view()[start:stop]
+
+    def adopt(self, data: Array, count: int) -> None:
+        self._data = data
+        self._start, self._end = 0, count
+
     def _make_room(self, needed: int) -> None:
         # At least twice what is held, so that moving rows is rare whether they grow or slide.
         used = self.view()
-        if 2 * needed > len(self._data):
-            data = np.empty((2 * needed, self._data.shape[1]), _F32)
-            data[: len(used)] = used
-            self._data = data
-        else:
-            self._data[: len(used)] = used.copy()
+        data = np.empty((2 * needed, self._data.shape[1]), _F32)
+        data[: len(used)] = used
+        self._data = data
         self._start, self._end = 0, len(used)
 
 
@@ -82,7 +90,7 @@ class NumpyOps:
     def activation(self, x: Array) -> Array:
         return x
 
-    def rows(self, width: int) -> RowBuffer:
+    def rows(self, width: int, *, activations: bool = False) -> RowBuffer:
         return NumpyRows(width)
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:

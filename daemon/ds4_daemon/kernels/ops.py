@@ -28,6 +28,15 @@ class RowBuffer(Protocol):
     def drop_first(self, count: int) -> None:
         """Forget the oldest `count` rows."""
 
+    def part(self, start: int, stop: int) -> Array:
+        """Rows `start` to `stop` as float32 NumPy, which no later call changes."""
+
+    def adopt(self, data: Array, count: int) -> None:
+        """Hold the first `count` rows of `data` (float32 NumPy) instead of all there were.
+
+        `data` belongs to the buffer from now on; rows past `count` are room to grow.
+        """
+
     @property
     def nbytes(self) -> int:
         """Bytes reserved, in use or not."""
@@ -53,8 +62,8 @@ class Ops(Protocol):
     def activation(self, x: Array) -> Array:
         """`x` in the activation type."""
 
-    def rows(self, width: int) -> RowBuffer:
-        """An empty row buffer of float32 or activation rows."""
+    def rows(self, width: int, *, activations: bool = False) -> RowBuffer:
+        """An empty buffer of float32 rows, or of rows in the activation type."""
 
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
         """x / sqrt(mean(x²) + eps) [· weight] over the last axis, inside in float32."""

@@ -57,7 +57,7 @@ def _layer_state(config: ModelConfig, ops: Ops, ratio: int) -> LayerState:
         return CompressorState(tail=ops.rows(2 * halves * width), entries=ops.rows(width))
 
     return LayerState(
-        window=ops.rows(config.head_dim),
+        window=ops.rows(config.head_dim, activations=True),
         compressor=compressor(config.head_dim) if ratio else None,
         indexer=compressor(config.index_head_dim) if ratio == CSA_RATIO else None,
     )

@@ -60,6 +60,8 @@ class _CodecEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Codec.ValueType
     """High bytes of bf16 values, then low bytes."""
     CODEC_PACKED: _Codec.ValueType  # 3
     """FP8 and FP4 codes with their scales; only when that loses nothing."""
+    CODEC_PACKED_F32: _Codec.ValueType  # 4
+    """The same with the rotated channels as float32, which a CPU computes."""
 
 class Codec(_Codec, metaclass=_CodecEnumTypeWrapper):
     """How rows are written into bytes, before the service compresses them."""
@@ -72,6 +74,8 @@ CODEC_BF16_PLANES: Codec.ValueType  # 2
 """High bytes of bf16 values, then low bytes."""
 CODEC_PACKED: Codec.ValueType  # 3
 """FP8 and FP4 codes with their scales; only when that loses nothing."""
+CODEC_PACKED_F32: Codec.ValueType  # 4
+"""The same with the rotated channels as float32, which a CPU computes."""
 Global___Codec: _TypeAlias = Codec  # noqa: Y015
 
 class _CheckpointKind:

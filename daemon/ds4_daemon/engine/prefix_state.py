@@ -1,0 +1,156 @@
+"""A session's state in the records of the KV cache, and back: blocks, and checkpoints between them.
+
+Entries only grow, so a block can be read off a session at any later time; the bounded state must be
+taken at its boundary (`bounded`), before the next token. Everything taken is a view that no later
+step changes (`RowBuffer.part`). `Restoring` is filled by another thread and becomes a state on the
+engine's. Used by `prefix`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ds4_runtime.kv_keys import BLOCK_TOKENS
+
+from ds4_daemon.kvlink.grid import Floats
+from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.pack import Pieces, Record
+from ds4_daemon.model.config import ModelConfig
+from ds4_daemon.model.state import SessionState
+
+
+class Bounded(NamedTuple):
+    """What a state holds beside its entries, at a block's end `tokens`."""
+
+    tokens: int
+    windows: tuple[Floats, ...]  # one a layer, [rows, head_dim]
+    tails: tuple[tuple[Floats, Floats], ...]  # of CSA layers: their compressor's, their indexer's
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it keeps alive, once the session has moved on."""
+        return sum(a.nbytes for a in self.windows) + sum(a.nbytes for t in self.tails for a in t)
+
+
+def layout_of(config: ModelConfig) -> Layout:
+    """The sizes of this model's records."""
+    return Layout(
+        config.compress_ratios,
+        config.head_dim,
+        config.qk_rope_head_dim,
+        config.index_head_dim,
+        config.sliding_window - 1,
+    )
+
+
+def bounded(state: SessionState) -> Bounded:
+    """The bounded state now; `state.length` must be a multiple of 128."""
+    assert state.length % BLOCK_TOKENS == 0
+    windows = tuple(layer.window.part(0, len(layer.window)) for layer in state.layers)
+    tails = tuple(
+        (
+            layer.compressor.tail.part(0, len(layer.compressor.tail)),
+            layer.indexer.tail.part(0, len(layer.indexer.tail)),
+        )
+        for layer in state.layers
+        if layer.compressor is not None and layer.indexer is not None
+    )
+    return Bounded(state.length, windows, tails)
+
+
+def checkpoint_pieces(taken: Bounded) -> Pieces:
+    """A checkpoint as it is packed."""
+    return Pieces(taken.windows, (), tuple(a for tail in taken.tails for a in tail))
+
+
+def block_pieces(state: SessionState, layout: Layout, block: int) -> Pieces:
+    """The entries that tokens `128 · block` and the 127 after it closed."""
+    rows, keys = [], []
+    for layer in layout.compressed:
+        compressor, indexer = state.layers[layer].compressor, state.layers[layer].indexer
+        assert compressor is not None
+        count = layout.entries(layer)
+        rows.append(compressor.entries.part(block * count, (block + 1) * count))
+        if indexer is not None:
+            keys.append(indexer.entries.part(block * count, (block + 1) * count))
+    return Pieces(tuple(rows), tuple(keys), ())
+
+
+def fork(state: SessionState, taken: Bounded, layout: Layout, new: SessionState) -> None:
+    """Make `new` the state that `state` was at `taken`. Both live on; neither sees the other."""
+    for layer in layout.compressed:
+        count = taken.tokens // BLOCK_TOKENS * layout.entries(layer)
+        source, target = state.layers[layer], new.layers[layer]
+        assert source.compressor is not None and target.compressor is not None
+        # A view of exactly these rows: the first append moves them to an array of their own.
+        target.compressor.entries.adopt(source.compressor.entries.part(0, count), count)
+        if source.indexer is not None and target.indexer is not None:
+            target.indexer.entries.adopt(source.indexer.entries.part(0, count), count)
+    _set_bounded(new, taken)
+
+
+class Restoring:
+    """The arrays of a state at `tokens`, with room for `room_tokens` in all, being filled."""
+
+    def __init__(self, layout: Layout, tokens: int, room_tokens: int) -> None:
+        self.layout = layout
+        self.tokens = tokens
+        blocks = -(-max(tokens, room_tokens) // BLOCK_TOKENS)
+
+        def room(layer: int, width: int) -> Floats:
+            return np.empty((blocks * layout.entries(layer), width), np.float32)
+
+        self._rows = {layer: room(layer, layout.head_dim) for layer in layout.compressed}
+        self._keys = {layer: room(layer, layout.index_dim) for layer in layout.indexed}
+        self._bounded: Bounded | None = None
+
+    def put_block(self, block: int, record: Record) -> None:
+        """Copy a block's entries to their places."""
+        at = 0
+        for layer, rows in self._rows.items():
+            count = self.layout.entries(layer)
+            rows[block * count : (block + 1) * count] = record.rows[at : at + count]
+            at += count
+        at = 0
+        for layer, keys in self._keys.items():
+            count = self.layout.entries(layer)
+            keys[block * count : (block + 1) * count] = record.keys[at : at + count]
+            at += count
+
+    def put_checkpoint(self, record: Record) -> None:
+        """Copy the bounded state at `tokens`."""
+        layout, shape = self.layout, self.layout.checkpoint(self.tokens)
+        windows = np.split(record.rows.copy(), np.cumsum(shape.rows)[:-1])
+        rest = np.split(record.rest.copy(), np.cumsum(shape.rest)[:-1]) if shape.rest else []
+        tails = tuple(
+            (
+                rest[i].reshape(-1, 4 * layout.head_dim),
+                rest[i + 1].reshape(-1, 4 * layout.index_dim),
+            )
+            for i in range(0, len(rest), 2)
+        )
+        self._bounded = Bounded(self.tokens, tuple(windows), tails)
+
+    def into(self, state: SessionState) -> Bounded:
+        """Make a new `state` the one restored; on the engine's thread. Returns its bounded part."""
+        assert self._bounded is not None
+        for layer, rows in self._rows.items():
+            compressor = state.layers[layer].compressor
+            assert compressor is not None
+            compressor.entries.adopt(rows, self.tokens // BLOCK_TOKENS * self.layout.entries(layer))
+        for layer, keys in self._keys.items():
+            indexer = state.layers[layer].indexer
+            assert indexer is not None
+            indexer.entries.adopt(keys, self.tokens // BLOCK_TOKENS * self.layout.entries(layer))
+        _set_bounded(state, self._bounded)
+        return self._bounded
+
+
+def _set_bounded(state: SessionState, taken: Bounded) -> None:
+    for layer, window in zip(state.layers, taken.windows, strict=True):
+        layer.window.adopt(window, len(window))
+    overlapping = [layer for layer in state.layers if layer.indexer is not None]
+    for layer, (tail, index_tail) in zip(overlapping, taken.tails, strict=True):
+        assert layer.compressor is not None and layer.indexer is not None
+        layer.compressor.tail.adopt(tail, len(tail))
+        layer.indexer.tail.adopt(index_tail, len(index_tail))
+    state.length = taken.tokens

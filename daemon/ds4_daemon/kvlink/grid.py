@@ -1,0 +1,112 @@
+"""FP8 and FP4 codes of values that lie on their grid, and the values of codes: exact or refused.
+
+The network rounds what it caches: unrotated channels of key rows to E4M3 with a power-of-two
+scale per 64, indexer keys to E2M1 with one per 32 (model-spec §2.3, §2.4). So a code and a scale
+hold such a value without loss. Knows no record and no layer; called by `pack`.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+FP8_BLOCK, FP4_BLOCK = 64, 32
+_FP8_LARGEST, _FP4_LARGEST = np.float32(448), np.float32(6)
+# A float32 times these has the code's bits on top of its own: exponent fields of 4 and 2 bits end
+# where float32's does, and the subnormals of both formats become subnormals of float32.
+_FP8_SHIFT, _FP4_SHIFT = np.float32(2.0**-120), np.float32(2.0**-126)
+
+
+def to_fp8(x: Floats) -> tuple[Codes, Codes]:
+    """Rows `[n, c]`, c in blocks of 64 → codes `[n, c]` and scales `[n, c / 64]`.
+
+    A scale is float32's exponent field of a power of two. Right only for values on the grid: who
+    calls compares `from_fp8` of it.
+    """
+    v, exponents = _scaled(x, FP8_BLOCK, _FP8_LARGEST)
+    bits = (np.abs(v) * _FP8_SHIFT).view(np.uint32) >> 20
+    codes = bits.astype(np.uint8)
+    codes |= np.signbit(v).view(np.uint8) << 7
+    return codes.reshape(x.shape), exponents
+
+
+def from_fp8(codes: Codes, scales: Codes, out: Floats) -> None:
+    """The inverse of `to_fp8`, into `out [n, c]`, whose rows may be strided."""
+    n, width = codes.shape
+    pairs = np.ascontiguousarray(codes).view(np.uint16)
+    # One look-up gives two values: half the look-ups, and the table still fits a core's cache.
+    values = _fp8_pairs().take(pairs).view(np.float32).reshape(n, width // FP8_BLOCK, FP8_BLOCK)
+    factors = _powers(scales)[:, :, None]
+    np.multiply(values, factors, out=_blocks_of(out, width, FP8_BLOCK))
+
+
+def to_fp4(x: Floats) -> tuple[Codes, Codes]:
+    """Rows `[n, c]` in blocks of 32 → codes `[n, c / 2]`, low half first; scales `[n, c / 32]`."""
+    v, exponents = _scaled(x, FP4_BLOCK, _FP4_LARGEST)
+    codes = ((np.abs(v) * _FP4_SHIFT).view(np.uint32) >> 22).astype(np.uint8)
+    codes |= np.signbit(v).view(np.uint8) << 3
+    codes = codes.reshape(len(x), x.shape[1] // 2, 2)
+    return codes[..., 0] | codes[..., 1] << 4, exponents
+
+
+def from_fp4(codes: Codes, scales: Codes, out: Floats) -> None:
+    """The inverse of `to_fp4`, into `out [n, c]`."""
+    n = len(codes)
+    values = (
+        _fp4_pairs().take(codes).view(np.float32).reshape(n, out.shape[1] // FP4_BLOCK, FP4_BLOCK)
+    )
+    factors = _powers(scales)[:, :, None]
+    np.multiply(values, factors, out=_blocks_of(out, out.shape[1], FP4_BLOCK))
+
+
+def same(a: Floats, b: Floats) -> bool:
+    """Equal bit for bit, so that -0 is not 0 and a NaN is itself."""
+    return bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
+
+
+def _scaled(x: Floats, size: int, largest: np.float32) -> tuple[Any, Codes]:
+    """Blocks `[n, k, size]` over the smallest power of two that leaves none above `largest`.
+
+    Rounding may have lowered a block's largest value, so this scale may be half of the network's:
+    the finer grid holds the coarser one's values.
+    """
+    z = x.reshape(len(x), x.shape[1] // size, size)
+    amax = np.abs(z).max(-1, keepdims=True)
+    exponents = np.clip(((amax / largest).view(np.int32) + 0x7FFFFF) >> 23, 1, 253)
+    with np.errstate(over="ignore", invalid="ignore"):  # not on the grid: found by comparing
+        scaled = z * ((254 - exponents) << 23).view(np.float32)
+    return scaled, exponents[..., 0].astype(np.uint8)
+
+
+def _blocks_of(out: Floats, width: int, size: int) -> Floats:
+    """The first `width` channels of rows as blocks `[n, width / size, size]`, never a copy."""
+    strides = (out.strides[0], size * out.itemsize, out.itemsize)
+    return np.lib.stride_tricks.as_strided(out, (len(out), width // size, size), strides)
+
+
+def _powers(exponents: Codes) -> Floats:
+    return (exponents.astype(np.int32) << 23).view(np.float32)
+
+
+@cache
+def _fp8_pairs() -> NDArray[np.uint64]:
+    code = np.arange(256, dtype=np.uint32)
+    values = ((code & 0x7F) << 20).view(np.float32) / _FP8_SHIFT
+    values = np.where(code & 0x80, -values, values).astype(np.float32)
+    pairs = np.empty((256, 256, 2), np.float32)  # little endian: the first code is the low byte
+    pairs[..., 0], pairs[..., 1] = values[None, :], values[:, None]
+    return pairs.reshape(-1, 2).view(np.uint64).ravel()
+
+
+@cache
+def _fp4_pairs() -> NDArray[np.uint64]:
+    code = np.arange(16, dtype=np.uint32)
+    values = ((code & 7) << 22).view(np.float32) / _FP4_SHIFT
+    values = np.where(code & 8, -values, values).astype(np.float32)
+    pairs = np.empty((16, 16, 2), np.float32)
+    pairs[..., 0], pairs[..., 1] = values[None, :], values[:, None]
+    return pairs.reshape(-1, 2).view(np.uint64).ravel()

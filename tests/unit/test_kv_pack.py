@@ -1,0 +1,170 @@
+"""Records of the KV cache become bytes and come back bit for bit, whatever their values are."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ds4_daemon.kernels.numpy_ops import NumpyOps
+from ds4_daemon.kvlink import grid
+from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.pack import Codec, Pieces, Record, RecordError, empty, pack, unpack
+
+# The rows of V4 Flash in fewer layers: sliding window only, CSA, HCA.
+LAYOUT = Layout(ratios=(0, 4, 128), head_dim=512, rotated=64, index_dim=128, window=127)
+# Every value of a code: sign, exponent and mantissa as the formats define them.
+E4M3 = [
+    s * (m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7))
+    for s, e, m in itertools.product((1, -1), range(16), range(8))
+    if (e, m) != (15, 7)
+]
+E2M1 = [s * v for s in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
+
+
+def rounded(seed: int, tokens: int = 128) -> tuple[Record, Record]:
+    """A block and a checkpoint as the network rounds them, values of many sizes."""
+    ops, random = NumpyOps(), np.random.default_rng(seed)
+
+    def rows(n: int) -> np.ndarray:
+        sizes = 10.0 ** random.uniform(-6, 6, (n, 1))
+        x = (random.standard_normal((n, 512)) * sizes).astype(np.float32)
+        return np.concatenate([ops.fp8_round(x[:, :448]), x[:, 448:]], 1)
+
+    block, checkpoint = LAYOUT.block, LAYOUT.checkpoint(tokens)
+    keys = random.standard_normal((sum(block.keys), 128)).astype(np.float32)
+    rest = random.standard_normal(sum(checkpoint.rest)).astype(np.float32)
+    none = np.empty((0, 128), np.float32)
+    return (
+        Record(rows(sum(block.rows)), ops.fp4_round(ops.hadamard(keys)), rest[:0]),
+        Record(rows(sum(checkpoint.rows)), none, rest),
+    )
+
+
+def back(codec: Codec, data: bytes, like: Record) -> Record:
+    out = Record(*(np.full_like(part, np.nan) for part in like))
+    unpack(codec, np.frombuffer(data, np.uint8), out, LAYOUT)
+    return out
+
+
+def equal(a: Record, b: Record) -> bool:
+    return all(grid.same(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounded_rows_are_packed_and_come_back(seed: int) -> None:
+    """What the network rounds takes FP8 and FP4 codes, rotated channels as they are."""
+    for record in rounded(seed):
+        codec, data = pack(record, LAYOUT)
+        assert codec is Codec.PACKED_F32
+        assert equal(back(codec, data, record), record)
+        halved = record.rows.copy()
+        halved[:, 448:] = (halved[:, 448:].view(np.uint32) & 0xFFFF0000).view(np.float32)
+        narrow = record._replace(rows=halved)
+        codec, shorter = pack(narrow, LAYOUT)
+        assert codec is Codec.PACKED
+        assert len(data) - len(shorter) == 128 * len(halved)
+        assert equal(back(codec, shorter, narrow), narrow)
+
+
+def test_a_packed_block_has_the_documented_size() -> None:
+    """583 bytes a row and 68 a key with bf16 rotations, 711 a row with float32 ones."""
+    v4 = Layout((0, 0, *(4, 128) * 20, 4), 512, 64, 128, 127)
+    record = empty(v4.block, v4)
+    for part in record:
+        part.fill(0)
+    codec, data = pack(record, v4)
+    assert (codec, len(data)) == (Codec.PACKED, 692 * 583 + 672 * 68)
+    assert len(data) == 449_132
+    record.rows[0, 511] = np.float32(0.1)
+    codec, data = pack(record, v4)
+    assert (codec, len(data)) == (Codec.PACKED_F32, 692 * 711 + 672 * 68)
+
+
+@pytest.mark.parametrize("scale", [-126, -60, -9, 0, 1, 40, 100])
+def test_every_code_at_every_scale_is_exact(scale: int) -> None:
+    """All values of both formats, subnormal ones and both zeros included, keep their bits."""
+    for values, size, to, of, per in (
+        (E4M3, 64, grid.to_fp8, grid.from_fp8, 1),
+        (E2M1, 32, grid.to_fp4, grid.from_fp4, 2),
+    ):
+        rows = np.resize(np.array(values), (len(values), 4 * size))
+        rows[:, ::size] = max(values)  # every block keeps the scale
+        x = np.ldexp(rows, max(scale, -120) if size == 64 else scale + 6).astype(np.float32)
+        codes, scales = to(x)
+        assert codes.shape == (len(x), x.shape[1] // per)
+        out = np.full_like(x, np.nan)
+        of(codes, scales, out)
+        assert grid.same(out, x)
+
+
+@pytest.mark.parametrize(
+    ("value", "codec"),
+    [
+        (1.0 + 2.0**-20, Codec.RAW),
+        (1.0 + 2.0**-7, Codec.BF16_PLANES),
+        (1e-45, Codec.RAW),
+        (np.float32(2.0**-126), Codec.BF16_PLANES),
+        (3e38, Codec.RAW),
+        (np.inf, Codec.BF16_PLANES),
+        (np.nan, Codec.BF16_PLANES),
+    ],
+)
+def test_values_off_the_grid_take_a_wider_codec(value: float, codec: Codec) -> None:
+    """One value that FP8 cannot hold, and the record is written as bf16 or float32, exactly."""
+    record, _ = rounded(1)
+    rows = (record.rows.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    rows[5, :448] = 1.0
+    rows[5, 3] = value
+    record = record._replace(rows=rows)
+    got, data = pack(record, LAYOUT)
+    assert got is codec
+    assert equal(back(got, data, record), record)
+
+
+def test_a_signalling_nan_and_minus_zero_survive() -> None:
+    """Bits are kept, not numbers."""
+    record, _ = rounded(2)
+    record.rows[0, :448] = -0.0
+    record.keys[0] = -0.0
+    codec, data = pack(record, LAYOUT)
+    assert codec is Codec.PACKED_F32
+    assert equal(back(codec, data, record), record)
+    record.rows.view(np.uint32)[1, 7] = 0x7F800001
+    codec, data = pack(record, LAYOUT)
+    assert codec is Codec.RAW
+    assert equal(back(codec, data, record), record)
+
+
+def test_random_bits_survive() -> None:
+    """Any 32 bits at all come back."""
+    random = np.random.default_rng(3)
+    like, _ = rounded(3)
+    bits = [random.integers(0, 2**32, part.shape, np.uint32).view(np.float32) for part in like]
+    record = Record(*bits)
+    codec, data = pack(record, LAYOUT)
+    assert codec is Codec.RAW
+    assert equal(back(codec, data, record), record)
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_another_size_is_refused(codec: Codec) -> None:
+    """Bytes that are too few or too many for their shape fill nothing."""
+    record = empty(LAYOUT.block, LAYOUT)
+    for size in (0, 1, 10_000_000):
+        with pytest.raises(RecordError) as caught:
+            unpack(codec, np.zeros(size, np.uint8), record, LAYOUT)
+        assert caught.value.reason == "RECORD_SIZE"
+
+
+def test_pieces_join_in_their_order() -> None:
+    """Layers lie one after another, in the order they are given."""
+    parts = tuple(np.full((n, 512), n, np.float32) for n in (2, 3))
+    joined = Pieces(parts, (), (np.arange(4, dtype=np.float32).reshape(2, 2),)).joined(LAYOUT)
+    assert joined.rows[:, 0].tolist() == [2, 2, 3, 3, 3]
+    assert joined.keys.shape == (0, 128)
+    assert joined.rest.tolist() == [0, 1, 2, 3]
+
+
+def test_a_model_whose_windows_cross_blocks_has_no_records() -> None:
+    """A ratio that does not divide 128 is told, not rounded."""
+    assert LAYOUT.fits
+    assert not Layout((0, 24), 512, 64, 128, 127).fits
