@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.sampler import Choice
 from ds4_daemon.engine.step import Model, Outcome, Stepper
 from ds4_daemon.engine.totals import Totals
@@ -59,7 +60,14 @@ class Drained(NamedTuple):
 class Engine:
     """Made, started and used on the event loop; `load` and all after it run on its own thread."""
 
-    def __init__(self, load: Callable[[], Model], limits: Limits, max_waiting: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        limits: Limits,
+        max_waiting: int,
+        reuse: Callable[[Any, "Engine"], Prefixes] | None = None,
+    ) -> None:
+        """`reuse` makes what reuses prefixes, from the loaded model; none: nothing is reused."""
         self.limits = limits
         self.room = WaitingRoom(max_waiting)
         self.totals = Totals()
@@ -67,7 +75,9 @@ class Engine:
         self.failure: DaemonError | None = None
         self.model: Model | None = None  # None while it loads
         self.load_s = 0.0
+        self.prefixes: Prefixes | None = None  # None while the model loads
         self._load = load
+        self._reuse = reuse
         self._running: list[Sequence] = []
         self._open: dict[str, tuple[Sequence, Events]] = {}
         self._drained = 0
@@ -122,6 +132,10 @@ class Engine:
         if sequence.stop_requested is None:
             sequence.stop_requested = finish
             self._wake.set()
+
+    def wake(self) -> None:
+        """Have the thread look again; from any thread."""
+        self._wake.set()
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request by its id; False when no such request runs or waits."""
@@ -213,8 +227,10 @@ class Engine:
     def _work(self) -> None:
         try:
             model = self._load()
-            self._stepper = Stepper(model)
+            prefixes = self._reuse(model, self) if self._reuse else Prefixes(model.new_state)
+            self._stepper = Stepper(model, prefixes)
             self._stepper.warm_up(self._warm_up_id)
+            self.prefixes = prefixes
         except BaseException as error:  # noqa: BLE001 (handed over whole to the one who waits)
             self._post(self._started.set_exception, error)
             return
@@ -231,6 +247,7 @@ class Engine:
 
     def _step(self) -> bool:
         """One step; False when there was nothing to run."""
+        self._stepper.poll()
         events = self._schedule()
         step = plan(self._running, self.limits)
         if step.slices:

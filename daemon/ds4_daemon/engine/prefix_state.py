@@ -1,9 +1,9 @@
 """A session's state in the records of the KV cache, and back: blocks, and checkpoints between them.
 
-Entries only grow, so a block can be read off a session at any later time; the bounded state must be
-taken at its boundary (`bounded`), before the next token. Everything taken is a view that no later
-step changes (`RowBuffer.part`). `Restoring` is filled by another thread and becomes a state on the
-engine's. Used by `prefix`.
+Entries only grow, so a block can be read off a session at any later time, as views that no later
+step changes (`RowBuffer.part`); the bounded state must be taken at its boundary (`bounded`), before
+the next token. `Restoring` is filled by another thread and becomes a state on the engine's. Used by
+`prefix`.
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from ds4_runtime.kv_keys import BLOCK_TOKENS
 
+from ds4_daemon.kernels.ops import RowBuffer
 from ds4_daemon.kvlink.grid import Floats
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.pack import Pieces, Record
@@ -27,7 +28,7 @@ class Bounded(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what it keeps alive, once the session has moved on."""
+        """Bytes of it all."""
         return sum(a.nbytes for a in self.windows) + sum(a.nbytes for t in self.tails for a in t)
 
 
@@ -45,12 +46,14 @@ def layout_of(config: ModelConfig) -> Layout:
 def bounded(state: SessionState) -> Bounded:
     """The bounded state now; `state.length` must be a multiple of 128."""
     assert state.length % BLOCK_TOKENS == 0
-    windows = tuple(layer.window.part(0, len(layer.window)) for layer in state.layers)
+
+    def all_of(buffer: RowBuffer) -> Floats:
+        # Copied: a view would keep a buffer of many times its size.
+        return np.array(buffer.part(0, len(buffer)))
+
+    windows = tuple(all_of(layer.window) for layer in state.layers)
     tails = tuple(
-        (
-            layer.compressor.tail.part(0, len(layer.compressor.tail)),
-            layer.indexer.tail.part(0, len(layer.indexer.tail)),
-        )
+        (all_of(layer.compressor.tail), all_of(layer.indexer.tail))
         for layer in state.layers
         if layer.compressor is not None and layer.indexer is not None
     )

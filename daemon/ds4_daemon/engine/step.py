@@ -1,7 +1,8 @@
 """Runs one step on the model: a plan in, chosen tokens out.
 
-Owns the session (the model's live state) of every running sequence. Knows neither clients nor
-queues nor why the plan is what it is. Used by `engine.loop` alone, on the engine's thread.
+The session (the model's live state) of every running sequence is `prefix`'s, which is told of each
+step. Knows neither clients nor queues nor why the plan is what it is. Used by `engine.loop` alone,
+on the engine's thread.
 """
 
 import time
@@ -11,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.sampler import Choice, choose
 from ds4_daemon.errors import DaemonError, EngineError
 from ds4_daemon.model.network import Segment, Want
@@ -44,9 +46,9 @@ class Outcome(NamedTuple):
 class Stepper:
     """The model and the sessions on it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, prefixes: Prefixes) -> None:
         self._model = model
-        self._sessions: dict[Sequence, SessionState] = {}
+        self.prefixes = prefixes
 
     def warm_up(self, token_id: int) -> None:
         """Decode one token, so that what compiles does it now and a broken model fails now."""
@@ -54,14 +56,16 @@ class Stepper:
         choose(_row(self._model.forward([segment])[0]), Sampling(), 1)
 
     def open(self, sequence: Sequence) -> None:
-        """Give it a session."""
-        self._sessions[sequence] = self._model.new_state()
-        sequence.state = State.PREFILL
-        sequence.started_s = time.monotonic()
+        """Give it a session, at once or through `poll`."""
+        self.prefixes.sync(sequence)
+
+    def poll(self) -> None:
+        """Let sequences go on whose prefix was restored meanwhile."""
+        self.prefixes.poll()
 
     def close(self, sequence: Sequence) -> None:
-        """Free its session."""
-        self._sessions.pop(sequence, None)
+        """Give its session back; of what failed nothing is kept."""
+        self.prefixes.close(sequence, failed=sequence.finish is Finish.ERROR)
         sequence.state = State.DONE
         sequence.state_bytes = 0
 
@@ -78,7 +82,7 @@ class Stepper:
         """One call of the model. When it raises, all its sessions are in doubt, and all fail."""
         batch = [
             Segment(
-                self._sessions[sequence],
+                self.prefixes.state(sequence),
                 np.frombuffer(
                     sequence.ids[sequence.computed_tokens : sequence.computed_tokens + tokens],
                     dtype=np.int32,
@@ -90,16 +94,26 @@ class Stepper:
         try:
             rows = self._model.forward(batch)
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends its sequences only)
-            failure = _failure(error)
-            return [Outcome(part.sequence, error=failure) for part in slices]
+            return [self._failed(part.sequence, _failure(error)) for part in slices]
         outcomes: list[Outcome] = []
         for (sequence, tokens, last), row in zip(slices, rows, strict=True):
             if sequence.state is State.PREFILL:
                 sequence.last_prefill_step = number
             sequence.computed_tokens += tokens
-            sequence.state_bytes = self._sessions[sequence].nbytes
-            outcomes.append(_sample(sequence, row) if last else Outcome(sequence))
+            sequence.state_bytes = self.prefixes.state(sequence).nbytes
+            outcome = _sample(sequence, row) if last else Outcome(sequence)
+            if outcome.error is not None:
+                outcomes.append(self._failed(sequence, outcome.error))
+                continue
+            self.prefixes.advanced(sequence)
+            outcomes.append(outcome)
         return outcomes
+
+    def _failed(self, sequence: Sequence, error: DaemonError) -> Outcome:
+        """Its end, unless a restored state may be why: then it begins again without one."""
+        if self.prefixes.again(sequence):
+            return Outcome(sequence)
+        return Outcome(sequence, error=error)
 
 
 def _sample(sequence: Sequence, row: NDArray[np.float32] | None) -> Outcome:

@@ -53,6 +53,9 @@ class NumpyRows:
 
     def drop_first(self, count: int) -> None:
         self._start += count
+        # What a chunk of a prompt went through is not kept for as long as the session lives.
+        if 8 * max(len(self), 16) < len(self._data):
+            self._make_room(len(self))
 
     def part(self, start: int, stop: int) -> Array:
         return self.view()[start:stop]

@@ -4,7 +4,8 @@ A block has the entries that 128 tokens close, layer by layer: `128 / ratio` row
 compressed layer and as many indexer keys of every CSA layer. A checkpoint has the bounded state at
 a block's end: every layer's window, and the last closed window of the overlapping compressors,
 which the next entry pools once more. No other compressor has a row waiting there
-(docs/kv-format.md). Knows sizes only; `pack` turns records into bytes, `engine` fills them from a session and back.
+(docs/kv-format.md). Knows sizes only: `pack` turns records into bytes, `engine` fills them from a
+session and back.
 """
 
 import math

@@ -6,6 +6,7 @@ array; changes nothing. Called by `engine.loop` once a step.
 """
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 from ds4_daemon.sched.sequence import Sequence, State
@@ -44,15 +45,18 @@ def plan(sequences: Iterable[Sequence], limits: Limits) -> StepPlan:
     if prefilling:
         # min takes the first of equals, so of sequences that had no turn yet the oldest goes first.
         turn = min(prefilling, key=lambda s: s.last_prefill_step)
-        tokens = chunk_length(turn.computed_tokens, turn.prompt_tokens, limits.chunk_tokens)
+        tokens = chunk_length(
+            turn.computed_tokens, turn.prompt_tokens, limits.chunk_tokens, turn.cuts
+        )
         slices.append(Slice(turn, tokens, tokens == turn.pending_tokens))
     return StepPlan(tuple(slices))
 
 
-def chunk_length(computed: int, prompt: int, chunk: int) -> int:
-    """Tokens from `computed` to the next absolute multiple of `chunk`, or to the prompt's end.
+def chunk_length(computed: int, prompt: int, chunk: int, cuts: Items[int] = ()) -> int:
+    """Tokens from `computed` to the next multiple of `chunk`, the next cut or the prompt's end.
 
-    Cuts depend on positions alone, so a prompt is computed by the same chunks, and to the same
-    bits, whatever runs beside it.
+    All are absolute positions, so a prompt is computed by the same chunks, and to the same bits,
+    whatever runs beside it and wherever a restored prefix ends.
     """
-    return min((computed // chunk + 1) * chunk, prompt) - computed
+    stop = min((computed // chunk + 1) * chunk, prompt)
+    return min([stop, *(cut for cut in cuts if cut > computed)]) - computed

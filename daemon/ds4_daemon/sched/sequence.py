@@ -9,6 +9,7 @@ import enum
 from array import array
 from dataclasses import dataclass, field
 
+from ds4_daemon.misses import Miss
 from ds4_daemon.sched.sampling import Sampling
 
 
@@ -16,6 +17,7 @@ class State(enum.Enum):
     """Where a sequence is."""
 
     WAITING = enum.auto()
+    RESTORE = enum.auto()  # its prefix comes from the KV cache; it runs no steps
     PREFILL = enum.auto()
     DECODE = enum.auto()
     DONE = enum.auto()
@@ -41,6 +43,15 @@ class Client:
     instance: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How a request may use what others computed. Nothing is shared across salts."""
+
+    salt: str = ""
+    bypass: bool = False  # restore nothing
+    no_save: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One request in the engine. Times are of `time.monotonic`, None until they come."""
@@ -54,6 +65,8 @@ class Sequence:
     priority: int = 0  # as the contract numbers it; carried, not weighed yet
     arrived_s: float = 0.0
     deadline_s: float | None = None
+    cache: CacheUse = CacheUse()
+    anchor_tokens: int = 0  # where what other conversations begin with too ends; 0: unknown
 
     prompt_tokens: int = field(init=False)
     computed_tokens: int = 0  # ids[:computed_tokens] are in the session
@@ -62,13 +75,23 @@ class Sequence:
     # Set from any thread; the engine acts on it before its next step.
     stop_requested: Finish | None = None
     last_prefill_step: int = -1  # whose turn it is among prefilling sequences
+    cuts: tuple[int, ...] = ()  # positions where a chunk must end, ascending
+    cached_live_tokens: int = 0  # of the prompt, taken from a session in memory
+    cached_restored_tokens: int = 0  # or restored from the KV cache
+    miss: Miss = Miss.NONE  # why there were not more
     state_bytes: int = 0
+    prefill_began_s: float | None = None  # after waiting and restoring
     started_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.ids)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were not computed."""
+        return self.cached_live_tokens + self.cached_restored_tokens
 
     @property
     def generated_tokens(self) -> int:

@@ -1,0 +1,259 @@
+"""Reuse of computed prefixes: `sync(sequence)` extends a live session, restores one, or begins new.
+
+Owns the sessions, those that run and those kept after their request within a memory budget, and
+decides when state is saved. A state cannot be rewound, so a session is reused whole, or from a
+boundary whose bounded state was kept. Isolation by salt holds in memory as on disk. Everything here
+runs on the engine's thread and waits for nothing: restores come back through `poll`.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import structlog
+from ds4_runtime.kv_keys import BLOCK_TOKENS
+
+from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Saver, Session
+from ds4_daemon.engine.prefix_state import Restoring, bounded, fork
+from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.link import Link, Pending
+from ds4_daemon.kvlink.records import CheckpointKind, Target, Wanted
+from ds4_daemon.misses import Miss
+from ds4_daemon.model.state import SessionState
+from ds4_daemon.sched.sequence import Sequence, State
+
+# Room that a restored session gets beyond its prompt: growing it would copy all its rows.
+_ROOM_TOKENS = 4096
+
+_log = structlog.get_logger()
+
+
+class Prefixes:
+    """Sessions of one model; `layout` None: nothing of them is reused.
+
+    Without a link nothing outlives the process, without `live_bytes` a session its request. `wake`
+    is called from another thread when a restore came.
+    """
+
+    def __init__(
+        self,
+        new_state: Callable[[], SessionState],
+        layout: Layout | None = None,
+        link: Link | None = None,
+        *,
+        live_bytes: int = 0,
+        prefill_tok_s: Callable[[], float] = lambda: 0.0,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.idle: list[Session] = []  # least recently used first
+        self._new_state = new_state
+        self._layout = layout if layout is not None and layout.fits else None
+        self._link = link if self._layout is not None else None
+        self._saver = Saver(self._link) if self._link is not None else None
+        self._live_bytes = live_bytes
+        self._prefill_tok_s = prefill_tok_s
+        self._wake = wake
+        self._open: dict[Sequence, Session] = {}
+        self._pending: dict[Sequence, Pending] = {}
+
+    def sync(self, sequence: Sequence) -> None:
+        """Give it a session that is as far as anything known allows, now or through `poll`."""
+        sequence.started_s = time.monotonic()
+        if self._layout is None or sequence.cache.bypass:
+            sequence.miss = Miss.BYPASSED if sequence.cache.bypass else Miss.DISABLED
+            self._begin(sequence, self._new(sequence))
+            return
+        session = self._live(sequence) or self._new(sequence)
+        sequence.cached_live_tokens = session.length
+        if not self._restore(sequence, session):
+            self._begin(sequence, session)
+
+    def poll(self) -> None:
+        """Let those go on whose restore came."""
+        for sequence, pending in list(self._pending.items()):
+            if pending.result is None:
+                continue
+            del self._pending[sequence]
+            tokens, target, sequence.miss, _ = pending.result
+            session = self._open.pop(sequence)
+            if isinstance(target, Restoring):
+                if not session.spare:
+                    self._keep(session)
+                session = self._new(sequence)
+                session.restored(target, sequence.ids[:tokens])
+                sequence.cached_live_tokens = 0
+                sequence.cached_restored_tokens = tokens
+                _log.info(
+                    "prefix restored",
+                    request_id=sequence.request_id,
+                    tokens=tokens,
+                    ms=round(pending.result.took_s * 1e3),
+                )
+            self._begin(sequence, session)
+
+    def state(self, sequence: Sequence) -> SessionState:
+        """The model's state of a sequence that is open."""
+        return self._open[sequence].state
+
+    def advanced(self, sequence: Sequence) -> None:
+        """Its state grew: keep and save what this position asks for. Before the next step."""
+        session = self._open[sequence]
+        session.ids = sequence.ids
+        if self._layout is None or session.length % BLOCK_TOKENS:
+            return
+        kind = session.cuts.get(session.length)
+        decoding = session.length > sequence.prompt_tokens
+        if decoding and session.length % LATTICE_TOKENS == 0:
+            kind = CheckpointKind.LATTICE
+        if kind is None and not decoding:
+            return
+        taken = bounded(session.state)
+        if decoding:
+            session.latest = taken
+        elif kind is not CheckpointKind.LATTICE:
+            session.snapshots[taken.tokens] = taken
+        if kind is not None and self._saver is not None:
+            self._saver.save(session, taken, kind)
+
+    def again(self, sequence: Sequence) -> bool:
+        """After a failure: whether it may begin again without the restored state, which is to
+        blame until computing fails too."""
+        if not sequence.cached_restored_tokens or sequence.generated_tokens:
+            return False
+        session = self._open[sequence]
+        _log.warning("restored prefix failed", request_id=sequence.request_id)
+        if self._link is not None:
+            key = session.keys[sequence.cached_restored_tokens // BLOCK_TOKENS - 1]
+            self._link.invalidate(
+                key, "RESTORE_FAILED", "the model failed on the restored state", quarantine=False
+            )
+        sequence.cached_restored_tokens = 0
+        sequence.miss = Miss.RESTORE_FAILED
+        self._begin(sequence, self._new(sequence))
+        return True
+
+    def close(self, sequence: Sequence, *, failed: bool) -> None:
+        """It ended. Its session is kept and saved, unless it failed: its state is in doubt then."""
+        pending = self._pending.pop(sequence, None)
+        if pending is not None:
+            pending.abandoned = True
+        session = self._open.pop(sequence, None)
+        if session is None or failed or self._layout is None:
+            return
+        length = session.length
+        if length and length % BLOCK_TOKENS == 0 and length not in session.snapshots:
+            session.latest = bounded(session.state)  # cut short between checkpoints
+        session.ids = session.ids[:length]
+        if self._saver is not None:
+            self._saver.save_end(session)
+        self._keep(session)
+
+    @property
+    def live_bytes(self) -> int:
+        """Memory of the sessions that no request runs on."""
+        return sum(session.nbytes for session in self.idle)
+
+    def cached_live(self, ids: "np.ndarray[tuple[int], np.dtype[np.int32]]", salt: str) -> int:
+        """Tokens of a prompt that a live session would save."""
+        return max((s.usable(ids)[0] for s in self._sessions(salt)), default=0)
+
+    # How a sequence gets its session.
+
+    def _sessions(self, salt: str) -> list[Session]:
+        return [s for s in [*self.idle, *self._open.values()] if s.salt == salt]
+
+    def _new(self, sequence: Sequence) -> Session:
+        cache = sequence.cache
+        client = (sequence.client.name, sequence.client.instance)
+        return Session(self._new_state(), cache.salt, cache.no_save, client)
+
+    def _begin(self, sequence: Sequence, session: Session) -> None:
+        session.ids = sequence.ids
+        session.cuts = self._cuts(sequence)
+        sequence.cuts = tuple(sorted(session.cuts))
+        sequence.computed_tokens = session.length
+        sequence.state_bytes = session.state.nbytes
+        sequence.prefill_began_s = time.monotonic()
+        sequence.state = State.PREFILL
+        self._open[sequence] = session
+
+    def _cuts(self, sequence: Sequence) -> dict[int, CheckpointKind]:
+        """Where the prefill of this prompt pauses for a checkpoint."""
+        if self._layout is None:
+            return {}
+        # At least one token is always computed: the last one's logits are wanted.
+        end = (sequence.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        anchor = min(sequence.anchor_tokens, end) // BLOCK_TOKENS * BLOCK_TOKENS
+        cuts = dict.fromkeys(range(LATTICE_TOKENS, end, LATTICE_TOKENS), CheckpointKind.LATTICE)
+        cuts |= {anchor: CheckpointKind.ANCHOR, end: CheckpointKind.PROMPT_END}
+        return {at: kind for at, kind in cuts.items() if at}
+
+    def _live(self, sequence: Sequence) -> Session | None:
+        """The session in memory that saves most: taken whole, or forked at a kept boundary."""
+        assert self._layout is not None
+        ids = np.array(sequence.ids, np.int32)
+        best: Session | None = None
+        tokens, whole = 0, False
+        for session in self._sessions(sequence.cache.salt):
+            usable, all_of_it = session.usable(ids)
+            all_of_it = all_of_it and session in self.idle
+            if not all_of_it:
+                usable = session.usable_boundary(ids)
+            if (usable, all_of_it) > (tokens, whole):
+                best, tokens, whole = session, usable, all_of_it
+        if best is None:
+            return None
+        if whole:
+            self.idle.remove(best)
+            best.resumed(no_save=sequence.cache.no_save)
+            return best
+        if best in self.idle:  # used: last to leave
+            self.idle.remove(best)
+            self.idle.append(best)
+        forked = self._new(sequence)
+        fork(best.state, best.boundary(tokens), self._layout, forked.state)
+        forked.forked(best, tokens)
+        return forked
+
+    def _restore(self, sequence: Sequence, session: Session) -> bool:
+        """Whether a restore was begun."""
+        link, layout = self._link, self._layout
+        most = (sequence.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        if link is None or layout is None:
+            sequence.miss = Miss.DISABLED
+            return False
+        if most < max(link.store.min_tokens, BLOCK_TOKENS):
+            sequence.miss = Miss.TOO_SHORT
+            return False
+        if session.length >= most:
+            return False
+        room = sequence.prompt_tokens + min(sequence.max_tokens, _ROOM_TOKENS)
+
+        def make(tokens: int) -> Target:
+            return Restoring(layout, tokens, room)
+
+        wanted = Wanted(
+            tuple(sequence.ids), sequence.cache.salt, most, session.length, self.recompute_s
+        )
+        sequence.state = State.RESTORE
+        self._open[sequence] = session
+        self._pending[sequence] = link.restore(wanted, make, self._wake)
+        return True
+
+    def recompute_s(self, tokens: int) -> float:
+        """How long computing so many tokens takes; 0 while no speed was measured."""
+        rate = self._prefill_tok_s()
+        return tokens / rate if rate else 0.0
+
+    # What stays in memory.
+
+    def _keep(self, session: Session) -> None:
+        if not session.length or session.no_save:
+            return
+        self.idle.append(session)
+        excess = self.live_bytes - self._live_bytes
+        while self.idle and excess > 0:
+            leaving = self.idle.pop(0)
+            excess -= leaving.nbytes
+            if self._saver is not None:
+                self._saver.save_end(leaving)  # once more, where something was dropped

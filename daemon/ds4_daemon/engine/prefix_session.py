@@ -1,0 +1,182 @@
+"""One session of the prefix cache, and how it is saved.
+
+A session is the model's state, its token ids, the boundaries to which it can be taken back, and how
+much of it the KV cache service was given. Used by `prefix` alone, on the engine's thread.
+"""
+
+from array import array
+from dataclasses import dataclass, field
+
+import numpy as np
+from ds4_runtime.kv_keys import BLOCK_TOKENS, block_key, pack_tokens, root_key
+from numpy.typing import NDArray
+
+from ds4_daemon.engine.prefix_state import (
+    Bounded,
+    Restoring,
+    block_pieces,
+    checkpoint_pieces,
+)
+from ds4_daemon.kvlink.link import Link
+from ds4_daemon.kvlink.records import Chain, CheckpointKind, Save
+from ds4_daemon.model.state import SessionState
+
+# Blocks between the checkpoints of a long prefill: a crash loses less than this, and at V4's sizes
+# they are a fifth of what is written (§0 of the design: 440 MB a 100k tokens).
+LATTICE_TOKENS = 4096
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """`snapshots` are bounded states by their boundary; `latest` that of decoding, kept as it may
+    become the end of the output."""
+
+    state: SessionState
+    salt: str
+    no_save: bool
+    client: tuple[str, str]
+    ids: "array[int]" = field(default_factory=lambda: array("i"))
+    snapshots: dict[int, Bounded] = field(default_factory=dict)
+    latest: Bounded | None = None
+    cuts: dict[int, CheckpointKind] = field(default_factory=dict)
+    keys: list[bytes] = field(default_factory=list)
+    chain: Chain = field(init=False)
+    spare: bool = False  # a fork that no step has changed yet: its source has all of it
+    saved_blocks: int = 0
+    saved_checkpoints: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.chain = Chain(self.salt, self.client)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the state."""
+        return self.state.length
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that goes with it."""
+        kept = sum(taken.nbytes for taken in self.snapshots.values())
+        return self.state.nbytes + kept + (self.latest.nbytes if self.latest else 0)
+
+    def usable(self, ids: Ids) -> tuple[int, bool]:
+        """How much of a prompt it saves, and whether that is all of the session."""
+        common = self._common(ids)
+        if 0 < self.length <= common:
+            return self.length, True
+        return self._deepest(common), False
+
+    def usable_boundary(self, ids: Ids) -> int:
+        """The same without taking it whole."""
+        return self._deepest(self._common(ids))
+
+    def boundary(self, tokens: int) -> Bounded:
+        """The bounded state kept there."""
+        if self.latest is not None and self.latest.tokens == tokens:
+            return self.latest
+        return self.snapshots[tokens]
+
+    def resumed(self, *, no_save: bool) -> None:
+        """A new request goes on with it: of the old one's boundaries only the last stay."""
+        if self.latest is not None:
+            self.snapshots[self.latest.tokens] = self.latest
+            self.latest = None
+        self.no_save = no_save
+        self._thin()
+
+    def forked(self, source: "Session", tokens: int) -> None:
+        """What is known of the source up to `tokens` holds for this one too."""
+        self.spare = True
+        self.ids = source.ids[:tokens]
+        self.snapshots = {at: s for at, s in source.snapshots.items() if at <= tokens}
+        self.snapshots[tokens] = source.boundary(tokens)
+        blocks = tokens // BLOCK_TOKENS
+        self.keys = source.keys[:blocks]
+        if not source.chain.broken:
+            self.saved_blocks = min(source.saved_blocks, blocks)
+            self.saved_checkpoints = {at for at in source.saved_checkpoints if at <= tokens}
+        self._thin()
+
+    def restored(self, target: Restoring, ids: "array[int]") -> None:
+        """Take over what came from the service."""
+        taken = target.into(self.state)
+        self.ids = ids
+        self.snapshots[taken.tokens] = taken
+        self.saved_blocks = taken.tokens // BLOCK_TOKENS
+        self.saved_checkpoints.add(taken.tokens)
+
+    def extend_keys(self, digest: bytes, tokens: int) -> None:
+        """Name the blocks up to `tokens`."""
+        parent = self.keys[-1] if self.keys else root_key(digest, self.salt)
+        for block in range(len(self.keys), tokens // BLOCK_TOKENS):
+            at = block * BLOCK_TOKENS
+            parent = block_key(parent, pack_tokens(self.ids[at : at + BLOCK_TOKENS]))
+            self.keys.append(parent)
+
+    def _common(self, ids: Ids) -> int:
+        """Tokens that both have in common, of those whose state exists; one of `ids` is left."""
+        count = min(self.length, len(ids) - 1)
+        # The array is looked at and let go of: one with a view on it cannot grow.
+        same = np.frombuffer(self.ids, np.int32)[:count] == ids[:count]
+        return count if same.all() else int(same.argmin())
+
+    def _deepest(self, common: int) -> int:
+        boundaries = [*self.snapshots, self.latest.tokens if self.latest else 0]
+        return max((at for at in boundaries if at <= common), default=0)
+
+    def _thin(self) -> None:
+        """Keep the first boundary, which is what conversations share, and the last two turns'."""
+        for at in sorted(self.snapshots)[1:-3]:
+            del self.snapshots[at]
+
+
+class Saver:
+    """Hands what is new of a session to the link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def save(self, session: Session, taken: Bounded, kind: CheckpointKind) -> None:
+        """The blocks up to a boundary and its checkpoint, as far as they were not handed over."""
+        link = self._link
+        if session.no_save or taken.tokens < max(link.store.min_tokens, BLOCK_TOKENS):
+            return
+        if session.chain.broken:
+            session.chain = Chain(session.salt, session.client)
+            session.saved_blocks = 0
+            session.saved_checkpoints.clear()
+        if taken.tokens in session.saved_checkpoints:
+            return
+        session.extend_keys(link.digest, taken.tokens)
+        layout, chain, blocks = link.layout, session.chain, taken.tokens // BLOCK_TOKENS
+        size = layout.packed_bytes(layout.block)
+        for block in range(session.saved_blocks, blocks):
+            at = block * BLOCK_TOKENS
+            one = Save(
+                chain,
+                session.keys[block],
+                session.keys[block - 1] if block else root_key(link.digest, session.salt),
+                block + 1,
+                block_pieces(session.state, layout, block),
+                size,
+                tuple(session.ids[at : at + BLOCK_TOKENS]),
+            )
+            if not link.save(one):
+                return
+            session.saved_blocks = block + 1
+        size = layout.packed_bytes(layout.checkpoint(taken.tokens))
+        last = session.keys[blocks - 1]
+        parent = session.keys[blocks - 2] if blocks > 1 else root_key(link.digest, session.salt)
+        if link.save(Save(chain, last, parent, blocks, checkpoint_pieces(taken), size, kind=kind)):
+            session.saved_checkpoints.add(taken.tokens)
+
+    def save_end(self, session: Session) -> None:
+        """The end of what was generated, and what a full queue kept from being saved before."""
+        taken = session.latest
+        kind = CheckpointKind.OUTPUT_END
+        if taken is None and session.snapshots:
+            taken, kind = session.snapshots[max(session.snapshots)], CheckpointKind.PROMPT_END
+        if taken is not None:
+            self.save(session, taken, kind)

@@ -1,0 +1,126 @@
+"""The daemon's link to the KV cache service: restore, save, invalidate, and how that goes.
+
+Made by `main` once a model's fingerprint is known; used by `engine.prefix` and, for its counters
+and for Explain, by `rpc`. Owns the threads of both ways. Nothing here raises for a fault of the
+service.
+"""
+
+import contextlib
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from ds4.v1 import types_pb2
+
+from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.records import Restored, Save, Target, Wanted
+from ds4_daemon.kvlink.restore import Restorer, Terms
+from ds4_daemon.kvlink.sender import Sender
+from ds4_daemon.kvlink.store import Identity, LinkError, Store
+from ds4_daemon.misses import Miss
+
+# Restores that run at once: more would share one disk and two cores to no gain.
+_WORKERS = 2
+
+_log = structlog.get_logger()
+
+
+class Pending:
+    """A restore that runs. `result` is set by then `ready` is True."""
+
+    def __init__(self) -> None:
+        self.result: Restored | None = None
+        self.abandoned = False
+
+    @property
+    def ready(self) -> bool:
+        return self.result is not None
+
+
+class Link:
+    """Started with its threads; all methods may be called from any thread and wait for nothing."""
+
+    def __init__(self, socket: Path, identity: Identity, layout: Layout, terms: Terms) -> None:
+        self.layout = layout
+        self.digest = identity.digest
+        self.store = Store(socket, identity)
+        self.sender = Sender(self.store, layout)
+        self.misses: Counter[Miss] = Counter()
+        self.restores = 0
+        self.restored_tokens = 0
+        self._restorer = Restorer(self.store, layout, terms)
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._workers = [
+            threading.Thread(target=self._work, name="kv-restore", daemon=True)
+            for _ in range(_WORKERS)
+        ]
+        for worker in self._workers:
+            worker.start()
+        # So that status tells the truth, and the first prompt knows what is worth saving.
+        self._later(self._probe)
+
+    def restore(
+        self, wanted: Wanted, make: Callable[[int], Target], done: Callable[[], None]
+    ) -> Pending:
+        """Begin to restore; `done` is called, on another thread, once `ready`."""
+        pending = Pending()
+
+        def run() -> None:
+            try:
+                result = self._restorer(wanted, make, lambda: pending.abandoned)
+            except Exception:  # noqa: BLE001 (logged; a request must not wait for ever)
+                _log.exception("restore failed")
+                result = Restored(0, None, Miss.RESTORE_FAILED)
+            if result.tokens:
+                self.restores += 1
+                self.restored_tokens += result.tokens
+            else:
+                self.misses[result.miss] += 1
+            pending.result = result
+            done()
+
+        self._later(run)
+        return pending
+
+    def save(self, save: Save) -> bool:
+        """Have a record sent; False when it was dropped."""
+        return self.sender.put(save)
+
+    def invalidate(self, key: bytes, reason: str, message: str, *, quarantine: bool) -> None:
+        """Have a restored record that could not be used dropped, or set aside, with all below."""
+        cause = types_pb2.Error(reason=reason, message=message)
+        self._later(lambda: self.store.invalidate(key, cause, quarantine=quarantine))
+
+    def close(self, patience_s: float) -> None:
+        """Send what waits for at most so long, then end."""
+        self.sender.close(patience_s if self.store.connected else 0.0)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self.store.close()
+        self._restorer.close()
+
+    def _probe(self) -> None:
+        with contextlib.suppress(LinkError):
+            self.store.probe()
+
+    def _later(self, job: Callable[[], None]) -> None:
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closing)
+                if self._closing:
+                    return
+                job = self._jobs.popleft()
+            try:
+                job()
+            except Exception:  # noqa: BLE001 (logged; the thread serves all requests to come)
+                _log.exception("link job failed")

@@ -1,0 +1,232 @@
+"""One restore: look up, fetch, verify, unpack into a target. On threads of its own.
+
+Nothing is trusted: each record's length, codec, kind, place and CRC-32 are checked, and the target
+is used only when every block and the checkpoint came. A record that is wrong is invalidated, and
+what is good above it is fetched instead. Every fault is a miss with a reason.
+"""
+
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+from ds4.v1 import kvcache_pb2 as pb
+from ds4.v1 import types_pb2
+from ds4_runtime.kv_keys import BLOCK_TOKENS, block_keys, root_key
+
+from ds4_daemon.kvlink.layout import Layout, Shape
+from ds4_daemon.kvlink.pack import Bytes, Codec, RecordError, empty, unpack
+from ds4_daemon.kvlink.records import Restored, Target, Wanted
+from ds4_daemon.kvlink.store import Data, LinkError, Store
+from ds4_daemon.misses import Miss
+
+# How often a damaged prefix is tried again with less of it.
+_TRIES = 3
+# A share of the time that computing takes: past it the daemon computes (§5.1), so a slow disk makes
+# a prompt a quarter slower and never more.
+_SHARE = 0.25
+# Blocks that are being unpacked at once; each holds half a megabyte that came.
+_PARALLEL = 2
+_AHEAD = 16
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When restoring is worth it, and how long it may take."""
+
+    min_saving_s: float  # of computing; less is not worth the bytes
+    min_deadline_s: float
+
+
+class _BadRecordError(Exception):
+    """A record that is not what was saved."""
+
+    def __init__(self, key: bytes, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class Restorer:
+    """Restores one prefix at a time a call; calls may run side by side."""
+
+    def __init__(self, store: Store, layout: Layout, terms: Terms) -> None:
+        self._store = store
+        self._layout = layout
+        self._terms = terms
+        self._pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="kv-unpack")
+
+    def __call__(
+        self, wanted: Wanted, make: Callable[[int], Target], abandoned: Callable[[], bool]
+    ) -> Restored:
+        """Restore what is worth it. `make` gives a target for so many tokens."""
+        began_s = time.monotonic()
+        most_tokens, miss = wanted.max_tokens, Miss.NONE
+        for _ in range(_TRIES):
+            try:
+                found = self._once(wanted, most_tokens, began_s, make, abandoned)
+                if miss is not Miss.NONE:  # less than there was
+                    found = found._replace(miss=miss)
+                return found._replace(took_s=time.monotonic() - began_s)
+            except LinkError as fault:
+                miss = fault.miss
+                break
+            except _BadRecordError as bad:
+                miss = Miss.CORRUPT
+                _log.warning("record damaged", key=bad.key.hex(), why=str(bad))
+                cause = types_pb2.Error(reason="RECORD_DAMAGED", message=str(bad))
+                self._store.invalidate(bad.key, cause)
+        return Restored(0, None, miss, time.monotonic() - began_s)
+
+    def close(self) -> None:
+        """Take no more work."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _once(
+        self,
+        wanted: Wanted,
+        most_tokens: int,
+        began_s: float,
+        make: Callable[[int], Target],
+        abandoned: Callable[[], bool],
+    ) -> Restored:
+        whole_s = wanted.recompute_s(len(wanted.token_ids) - wanted.live_tokens)
+        limit_s = max(self._terms.min_deadline_s, _SHARE * whole_s)
+        end_s = began_s + limit_s
+        found = self._store.lookup(
+            pb.LookupRequest(
+                salt=wanted.salt,
+                token_ids=wanted.token_ids,
+                max_tokens=most_tokens,
+                live_tokens=wanted.live_tokens,
+            ),
+            _left(end_s),
+        )
+        miss = Miss(found.miss_reason)
+        tokens = found.resume_tokens
+        if not found.lease:
+            return Restored(0, None, miss)
+        try:
+            if tokens <= wanted.live_tokens:
+                return Restored(0, None, miss)
+            if not _possible(tokens, most_tokens):
+                raise LinkError(Miss.UNAVAILABLE, f"the service offers {tokens} tokens")
+            saving_s = wanted.recompute_s(tokens - wanted.live_tokens)
+            if saving_s and saving_s < self._terms.min_saving_s:
+                return Restored(0, None, Miss.NOT_WORTH_IT)
+            target = make(tokens)
+            self._fetch(wanted, found.lease, tokens, target, end_s, abandoned)
+            return Restored(tokens, target, miss)
+        finally:
+            self._store.release(found.lease)
+
+    def _fetch(
+        self,
+        wanted: Wanted,
+        lease: int,
+        tokens: int,
+        target: Target,
+        end_s: float,
+        abandoned: Callable[[], bool],
+    ) -> None:
+        """All records of the prefix, into the target."""
+        root = root_key(self._store.identity.digest, wanted.salt)
+        keys = block_keys(root, wanted.token_ids[:tokens])
+        blocks: set[int] = set()
+        checkpoint = False
+        jobs: list[Future[None]] = []
+        try:
+            for header, data in self._records(lease, tokens, end_s, keys):
+                if abandoned():
+                    raise LinkError(Miss.NONE, "nobody waits for it any more")
+                block = header.depth - 1
+                if header.kind == 2:
+                    self._unpack(header, data, self._layout.checkpoint(tokens), target)
+                    checkpoint = True
+                else:
+                    blocks.add(block)
+                    jobs.append(
+                        self._pool.submit(self._unpack, header, data, self._layout.block, target)
+                    )
+                    if len(jobs) > _AHEAD:
+                        jobs.pop(0).result()
+        finally:
+            # Nothing may write into a target that somebody uses or that is given up.
+            for job in jobs:
+                job.cancel()
+            for job in jobs:
+                if not job.cancelled():
+                    job.exception()
+        for job in jobs:
+            job.result()
+        if not checkpoint or blocks != set(range(len(keys))):
+            raise LinkError(Miss.UNAVAILABLE, "the service left records out")
+
+    def _records(
+        self, lease: int, tokens: int, end_s: float, keys: list[bytes]
+    ) -> Iterator[tuple[pb.RecordHeader, Bytes]]:
+        """Whole records, each at its place in the chain."""
+        header: pb.RecordHeader | None = None
+        parts: list[memoryview] = []
+        missing = 0
+        for message in self._store.fetch(lease, tokens, _left(end_s)):
+            if isinstance(message, Data):
+                view = message.view
+            elif message.WhichOneof("part") == "data":
+                view = memoryview(message.data)
+            elif message.WhichOneof("part") == "header":
+                if missing:
+                    raise _BadRecordError(header.key if header else b"", "a record ended early")
+                header = message.header
+                _check(header, keys)
+                parts, missing = [], header.data_bytes
+                continue
+            else:
+                raise LinkError(Miss.CORRUPT, message.failure.message or "a record was unreadable")
+            missing -= len(view)
+            if header is None or missing < 0:
+                raise _BadRecordError(header.key if header else b"", "a record has too many bytes")
+            parts.append(view)
+            if not missing:
+                data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+                yield header, np.frombuffer(data, np.uint8)
+        if missing:
+            raise LinkError(Miss.UNAVAILABLE, "the service ended in the middle of a record")
+
+    def _unpack(self, header: pb.RecordHeader, data: Bytes, shape: Shape, target: Target) -> None:
+        if zlib.crc32(data.data) != header.crc32:
+            raise _BadRecordError(header.key, "a record does not match its checksum")
+        record = empty(shape, self._layout)
+        try:
+            unpack(Codec(header.codec), data, record, self._layout)
+        except (RecordError, ValueError) as error:
+            raise _BadRecordError(header.key, str(error)) from error
+        if header.kind == 2:
+            target.put_checkpoint(record)
+        else:
+            target.put_block(header.depth - 1, record)
+
+
+def _check(header: pb.RecordHeader, keys: list[bytes]) -> None:
+    """That it is a record of this prefix, at the place it says."""
+    if header.kind not in (1, 2) or not 1 <= header.depth <= len(keys):
+        raise _BadRecordError(header.key, f"a record of kind {header.kind} at depth {header.depth}")
+    if header.key != keys[header.depth - 1]:
+        raise _BadRecordError(keys[header.depth - 1], "a record of another prefix")
+    if header.kind == 2 and header.depth != len(keys):
+        raise _BadRecordError(header.key, "a checkpoint of another place")
+
+
+def _possible(tokens: int, most_tokens: int) -> bool:
+    return tokens % BLOCK_TOKENS == 0 and 0 < tokens <= most_tokens
+
+
+def _left(end_s: float) -> float:
+    left_s = end_s - time.monotonic()
+    if left_s <= 0:
+        raise LinkError(Miss.TIMEOUT, "the KV cache service did not answer in time")
+    return left_s

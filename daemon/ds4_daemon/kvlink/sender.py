@@ -1,0 +1,165 @@
+"""What is saved leaves here: a bounded queue, and the thread that packs and sends.
+
+The engine puts records in and never waits: when the queue is full the newest is dropped and
+counted, and its chain is broken. A record in the queue is a view of a session, so the bound is on
+memory that sessions cannot give back. The service is asked what it has before anything is packed.
+No fault here reaches anyone but the log and the counters.
+"""
+
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from itertools import groupby
+
+import structlog
+from ds4.v1 import kvcache_pb2 as pb
+from ds4.v1 import kvstore_pb2, types_pb2
+
+from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.pack import pack
+from ds4_daemon.kvlink.records import Save
+from ds4_daemon.kvlink.store import LinkError, Store
+
+# A whole second of a fast disk, and less than a prompt of 16k tokens makes.
+QUEUE_BYTES = 64_000_000
+# One stream of calls; a fault costs no more than this, and records are readable when it ends.
+_BATCH_BYTES = 8_000_000
+_HAVE_S = 10.0
+_PUT_S = 30.0
+
+_KINDS = (kvstore_pb2.RECORD_KIND_BLOCK, kvstore_pb2.RECORD_KIND_CHECKPOINT)
+
+_log = structlog.get_logger()
+
+
+class Sender:
+    """Started with its thread; `close` gives it a while to send what waits."""
+
+    def __init__(self, store: Store, layout: Layout, queue_bytes: int = QUEUE_BYTES) -> None:
+        self.queue_bytes = 0  # waiting or being sent
+        self.dropped = 0
+        self.stored = 0
+        self.duplicates = 0
+        self.refused = 0
+        self.sent_bytes = 0
+        self._store = store
+        self._layout = layout
+        self._most_bytes = queue_bytes
+        self._waiting: deque[Save] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="kv-sender", daemon=True)
+        self._thread.start()
+
+    def put(self, save: Save) -> bool:
+        """Queue it, or drop it and break its chain; False then."""
+        with self._changed:
+            if save.chain.broken or self._closing:
+                return False
+            if self.queue_bytes + save.nbytes > self._most_bytes:
+                save.chain.broken = True
+                self.dropped += 1
+                return False
+            self.queue_bytes += save.nbytes
+            self._waiting.append(save)
+            self._changed.notify_all()
+            return True
+
+    def flush(self, patience_s: float) -> bool:
+        """Wait until nothing waits; whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.queue_bytes == 0, patience_s)
+
+    def close(self, patience_s: float) -> None:
+        """Send what waits, for so long; the rest is lost."""
+        self.flush(patience_s)
+        with self._changed:
+            self._closing = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join(patience_s)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return
+                batch = self._take()
+            try:
+                for _, part in groupby(batch, key=lambda save: save.chain):
+                    self._send(list(part))
+            except Exception:  # noqa: BLE001 (logged; other sessions are to be saved too)
+                _log.exception("saving failed")
+                for save in batch:
+                    save.chain.broken = True
+            finally:
+                with self._changed:
+                    self.queue_bytes -= sum(save.nbytes for save in batch)
+                    self._changed.notify_all()
+
+    def _take(self) -> list[Save]:
+        batch: list[Save] = []
+        size = 0
+        while self._waiting and (not batch or size + self._waiting[0].nbytes <= _BATCH_BYTES):
+            batch.append(self._waiting.popleft())
+            size += batch[-1].nbytes
+        return batch
+
+    def _send(self, saves: list[Save]) -> None:
+        """Records of one chain, parents first."""
+        chain = saves[0].chain
+        if chain.broken:
+            return
+        try:
+            have = self._store.have([save.key for save in saves], _HAVE_S)
+            missing = [
+                save
+                for save, block, checkpoint in zip(
+                    saves, have.blocks, have.checkpoints, strict=True
+                )
+                if not (block if save.kind is None else checkpoint)
+            ]
+            self.duplicates += len(saves) - len(missing)
+            if not missing:
+                return
+            name, instance = chain.client
+            opening = pb.PutOpening(
+                salt=chain.salt, client=types_pb2.ClientInfo(name=name, instance=instance)
+            )
+            done = self._store.put(opening, lambda: self._messages(missing), _PUT_S)
+        except (LinkError, ValueError) as fault:
+            chain.broken = True
+            self.dropped += len(saves)
+            _log.warning("records not saved", records=len(saves), why=str(fault))
+            return
+        self.stored += done.stored
+        self.duplicates += done.duplicates
+        self.refused += done.dropped
+        if done.dropped:
+            chain.broken = True
+            _log.info("records refused", records=done.dropped, why=done.refusal.message)
+
+    def _messages(self, saves: list[Save]) -> Iterator[pb.PutRequest]:
+        for save in saves:
+            codec, data = pack(save.pieces.joined(self._layout), self._layout)
+            yield pb.PutRequest(
+                header=pb.RecordHeader(
+                    key=save.key,
+                    kind=_KINDS[save.kind is not None],
+                    codec=kvstore_pb2.Codec.ValueType(codec.value),
+                    depth=save.depth,
+                    data_bytes=len(data),
+                    crc32=zlib.crc32(data),
+                    parent_key=save.parent_key,
+                    token_ids=save.token_ids,
+                    checkpoint_kind=kvstore_pb2.CheckpointKind.ValueType(
+                        save.kind.value if save.kind else 0
+                    ),
+                )
+            )
+            step = self._store.chunk_bytes
+            for at in range(0, len(data), step):
+                yield pb.PutRequest(data=data[at : at + step])
+            self.sent_bytes += len(data)
