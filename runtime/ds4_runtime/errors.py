@@ -3,6 +3,7 @@
     SetupError                  reason (UPPER_SNAKE, stable), a sentence, and a hint: what to type
     ├── AddressError            a home or a socket path that cannot be used
     ├── DirectoryError          a directory or file that is not private to this user
+    ├── SettingError            a flag, variable or file of settings that cannot be used
     └── AlreadyRunningError     another process holds the lock; `pid` is its number, 0 if unknown
 
 All of them are configuration faults for a process that starts: `main` prints them once and leaves
@@ -29,6 +30,10 @@ class AddressError(SetupError):
 
 class DirectoryError(SetupError):
     """A directory or file that is not private to this user."""
+
+
+class SettingError(SetupError):
+    """A flag, a variable or a file of settings that cannot be used."""
 
 
 class AlreadyRunningError(SetupError):

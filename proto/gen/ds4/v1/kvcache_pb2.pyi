@@ -192,6 +192,7 @@ class LookupRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     LIVE_TOKENS_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
     store: _builtins.int
     """Handle of the store."""
     salt: _builtins.str
@@ -200,6 +201,10 @@ class LookupRequest(_message.Message):
     """Longest prefix wanted."""
     live_tokens: _builtins.int
     """Tokens that the caller has live; nothing shorter is of use."""
+    nearest: _builtins.bool
+    """Only tell where the prompt leaves what is stored in its salt: sets `nearest` and nothing
+    else, takes no lease and counts as no lookup.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens of the prompt; the service compares them with what it stored."""
@@ -212,14 +217,43 @@ class LookupRequest(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_tokens: _builtins.int = ...,
         live_tokens: _builtins.int = ...,
+        nearest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_tokens", b"live_tokens", "max_tokens", b"max_tokens", "salt", b"salt", "store", b"store", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_tokens", b"live_tokens", "max_tokens", b"max_tokens", "nearest", b"nearest", "salt", b"salt", "store", b"store", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LookupRequest: _TypeAlias = LookupRequest  # noqa: Y015
+
+@_typing.final
+class NearestPrefix(_message.Message):
+    """Where a prompt leaves what is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMON_TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    common_tokens: _builtins.int
+    """Tokens that the prompt has in common with the stored prefix that goes with it longest."""
+    @_builtins.property
+    def next_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What is stored after them, up to the end of its block; empty: nothing goes on there."""
+
+    def __init__(
+        self,
+        *,
+        common_tokens: _builtins.int = ...,
+        next_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["common_tokens", b"common_tokens", "next_token_ids", b"next_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearestPrefix: _TypeAlias = NearestPrefix  # noqa: Y015
 
 @_typing.final
 class LookupResponse(_message.Message):
@@ -234,6 +268,7 @@ class LookupResponse(_message.Message):
     FETCH_BYTES_FIELD_NUMBER: _builtins.int
     FETCH_S_FIELD_NUMBER: _builtins.int
     MISS_REASON_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
     lease: _builtins.int
     """Lease on the prefix until `Release` or its end; 0: nothing found."""
     lease_ms: _builtins.int
@@ -248,6 +283,10 @@ class LookupResponse(_message.Message):
     """Estimated time of that."""
     miss_reason: _types_pb2.MissReason.ValueType
     """Why there is not more."""
+    @_builtins.property
+    def nearest(self) -> Global___NearestPrefix:
+        """Only when it was asked for."""
+
     def __init__(
         self,
         *,
@@ -258,10 +297,11 @@ class LookupResponse(_message.Message):
         fetch_bytes: _builtins.int = ...,
         fetch_s: _builtins.float = ...,
         miss_reason: _types_pb2.MissReason.ValueType = ...,
+        nearest: Global___NearestPrefix | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nearest", b"nearest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch_bytes", b"fetch_bytes", "fetch_s", b"fetch_s", "lease", b"lease", "lease_ms", b"lease_ms", "miss_reason", b"miss_reason", "resume_tokens", b"resume_tokens", "stored_tokens", b"stored_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetch_bytes", b"fetch_bytes", "fetch_s", b"fetch_s", "lease", b"lease", "lease_ms", b"lease_ms", "miss_reason", b"miss_reason", "nearest", b"nearest", "resume_tokens", b"resume_tokens", "stored_tokens", b"stored_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

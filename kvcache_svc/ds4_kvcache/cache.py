@@ -1,0 +1,309 @@
+"""All stores under one budget: opening, leases, room for what comes, and what has to go for it.
+
+It decides whether a record is taken (budget, free space, daily writes) and keeps stores open from
+the start, so that every fingerprint counts and can be looked at. It knows no gRPC. Called by `rpc`
+and `check`; safe for threads.
+"""
+
+import itertools
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from ds4_kvcache import evict
+from ds4_kvcache.budget import Budget, WriteLog
+from ds4_kvcache.disk import FullError, Kind
+from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError
+from ds4_kvcache.evict import Scene, Victim
+from ds4_kvcache.identity import Identity
+from ds4_kvcache.index import Node
+from ds4_kvcache.load import open_store, pack_pin
+from ds4_kvcache.store import Store
+from ds4_kvcache.writer import BATCH_BYTES
+
+# Long enough for a fetch that waits behind a slow disk, short enough that a daemon that died
+# holds nothing for long.
+LEASE_S = 30.0
+# Eviction begins at the first and stops at the second: in one go, not at every record.
+HIGH_WATER, LOW_WATER = 0.95, 0.90
+# A store may hold a damaged one beside it, and LMDB's map must not end before the budget does.
+_MAP_SLACK_BYTES = 1 << 30
+_SLOW_DISK_S = 10.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Lease:
+    """A prefix that must not go before `until_s` (monotonic)."""
+
+    id: int
+    store: Store
+    node: Node  # with the checkpoint to resume from
+    until_s: float
+
+
+class Cache:
+    """Every store in `budget.folder`. `lock` guards them all."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        fresh_s: float = evict.FRESH_S,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.budget = budget
+        self.lock = threading.RLock()
+        self.wall_s = wall_s
+        self.stores: dict[int, Store] = {}
+        self.writes = WriteLog(budget.folder / "written.json", wall_s)
+        self.fetch_bytes_s: deque[float] = deque(maxlen=64)
+        self._fresh_s = fresh_s
+        self._leases: dict[int, Lease] = {}
+        # No number of a service that ran before means anything to this one.
+        self._numbers = itertools.count(time.time_ns() // 1_000_000)
+        self._counted: dict[Store, int] = {}
+        self._opening = threading.Lock()
+
+    # Stores.
+
+    def open_all(self) -> None:
+        """Open every store that is on disk; what cannot be opened is set aside."""
+        for folder in sorted(self.budget.folder.iterdir()):
+            if folder.is_dir() and len(folder.name) == 32 and (folder / "data.mdb").exists():
+                try:
+                    self._open(folder, None)
+                except (DamagedError, FullError) as error:
+                    _log.warning("store not opened", folder=folder.name, message=error.message)
+
+    def open(self, identity: Identity, digest: bytes, prefill_tok_s: float) -> tuple[int, Store]:
+        """The store of a fingerprint, made where it is new. Raises RequestError, FullError."""
+        identity.check(digest)
+        with self._opening:
+            known = [item for item in self.stores.items() if item[1].digest == digest]
+            if known:
+                known[0][1].identity.check_same(identity)
+            else:
+                known = [self._open(self.budget.folder / digest.hex()[:32], identity)]
+            number, store = known[0]
+        with self.lock:
+            store.opened = True
+            if prefill_tok_s > 0:
+                store.prefill_tok_s = prefill_tok_s
+        return number, store
+
+    def _open(self, folder: Path, identity: Identity | None) -> tuple[int, Store]:
+        map_bytes = int(1.25 * self.budget.budget_bytes) + _MAP_SLACK_BYTES
+        store = open_store(folder, map_bytes, self.lock, identity, self.wall_s)
+        # A batch that is large beside the budget would make the file larger than it.
+        store.writer.batch_bytes = min(BATCH_BYTES, max(self.budget.budget_bytes // 32, 1_000_000))
+        with self.lock:
+            number = next(self._numbers)
+            self.stores[number] = store
+            self._counted[store] = 0
+        return number, store
+
+    def store(self, number: int) -> Store:
+        """The store of a handle. Raises NotFoundError."""
+        try:
+            return self.stores[number]
+        except KeyError:
+            raise NotFoundError(
+                "NO_SUCH_STORE",
+                f"no store has the handle {number}: the service may have been restarted",
+                "open it again",
+            ) from None
+
+    def delete(self, number: int) -> None:
+        """Delete a store, file and all."""
+        with self.lock:
+            store = self.stores.pop(number)
+            self._counted.pop(store)
+            self._leases = {k: v for k, v in self._leases.items() if v.store is not store}
+        store.close(0.0)
+        shutil.rmtree(store.folder, ignore_errors=True)
+
+    def close(self, limit_s: float) -> None:
+        """Bring everything to disk and close it."""
+        self.count_writes()
+        for store in self.stores.values():
+            store.close(limit_s)
+        self.count_writes()
+        self.writes.save()
+
+    # Leases.
+
+    def lease(self, store: Store, node: Node) -> Lease:
+        with self.lock:
+            lease = Lease(next(self._numbers), store, node, time.monotonic() + LEASE_S)
+            self._leases[lease.id] = lease
+            node.touched_s = time.monotonic()
+        return lease
+
+    def renew(self, lease_id: int, store: Store) -> Lease:
+        """The lease, for another LEASE_S. Raises NotFoundError for one that ended."""
+        with self.lock:
+            lease = self._leases.get(lease_id)
+            if lease is None or lease.store is not store or lease.until_s < time.monotonic():
+                raise NotFoundError("NO_SUCH_LEASE", f"the lease {lease_id} ended", "look up again")
+            lease.until_s = time.monotonic() + LEASE_S
+            return lease
+
+    def release(self, lease_id: int) -> None:
+        """Give a lease back; one that ended already is fine."""
+        with self.lock:
+            self._leases.pop(lease_id, None)
+
+    def leases(self, store: Store | None = None) -> list[Lease]:
+        """The leases that hold, of one store or of all."""
+        now_s = time.monotonic()
+        with self.lock:
+            self._leases = {k: v for k, v in self._leases.items() if v.until_s >= now_s}
+            return [one for one in self._leases.values() if store in (None, one.store)]
+
+    # Pins.
+
+    def pin(self, store: Store, node: Node, name: str, ttl_s: float) -> None:
+        """Protect a prefix under a name, which may have named another before."""
+        until_s = self.wall_s() + ttl_s if ttl_s else 0.0
+        with self.lock:
+            self._unpin(name)
+            store.pins[name] = (node.key, until_s)
+            node.pins.add(name)
+            store.writer.mark_pin(name.encode(), pack_pin(node.key, until_s))
+
+    def unpin(self, name: str) -> tuple[Store, Node | None]:
+        """Take a pin away. Raises NotFoundError."""
+        with self.lock:
+            found = self._unpin(name)
+        if found is None:
+            raise NotFoundError(
+                "NO_SUCH_PIN", f"no pin is named {name!r}", "`ds4ctl cache ls` shows pins"
+            )
+        return found
+
+    def _unpin(self, name: str) -> tuple[Store, Node | None] | None:
+        for store in self.stores.values():
+            if name in store.pins:
+                key, _ = store.pins.pop(name)
+                node = store.index.nodes.get(key)
+                if node is not None:
+                    node.pins.discard(name)
+                store.writer.mark_pin(name.encode(), None)
+                return store, node
+        return None
+
+    def end_pins(self) -> None:
+        """Take away the pins whose time is over."""
+        now_s = self.wall_s()
+        with self.lock:
+            for store in self.stores.values():
+                for name, (_, until_s) in list(store.pins.items()):
+                    if until_s and until_s < now_s:
+                        self._unpin(name)
+
+    # Room.
+
+    def used_bytes(self) -> int:
+        """What all records take on disk, those that wait included."""
+        return sum(store.index.disk_bytes for store in self.stores.values())
+
+    def file_bytes(self) -> int:
+        """Size of all files."""
+        return sum((s.folder / "data.mdb").stat().st_size for s in list(self.stores.values()))
+
+    def make_room(self, store: Store, raw_bytes: int) -> None:
+        """Let a record of so many bytes come, evicting others. Raises RefusedError.
+
+        Blocks while the disk is far behind.
+        """
+        if not store.writable:
+            raise RefusedError(
+                "READ_ONLY",
+                "the store only serves what it has: several records were damaged within an hour",
+                "check the disk, then `ds4ctl cache verify --repair`, and restart ds4-kvcache",
+            )
+        if not store.writer.wait_for_room(_SLOW_DISK_S):
+            raise RefusedError("DISK_TOO_SLOW", "the disk does not keep up with what comes", "")
+        self.count_writes()
+        if self.budget.daily_write_bytes and self.writes.today_bytes() + raw_bytes > (
+            self.budget.daily_write_bytes
+        ):
+            raise RefusedError(
+                "WRITE_BUDGET_SPENT",
+                "what may be written in 24 hours was written",
+                "raise daily_write_budget_bytes of ds4-kvcache, or wait",
+            )
+        with self.lock:
+            room = self.budget.room_bytes(self.file_bytes())
+            used = self.used_bytes()
+            if used + raw_bytes <= HIGH_WATER * room:
+                return
+            self._evict(evict.thin)
+            need = self.used_bytes() + raw_bytes - int(LOW_WATER * room)
+            if need > 0:
+                self._drop(evict.plan(self.scenes(), need))
+            if self.used_bytes() + raw_bytes > room:
+                raise RefusedError(
+                    "BUDGET_FULL",
+                    "the budget is full of what is in use, pinned or just written",
+                    "raise budget_bytes of ds4-kvcache, make room on its disk, or take pins away",
+                )
+
+    def scenes(self) -> list[Scene]:
+        """What eviction plans are made for; under the lock."""
+        return [self.scene(store) for store in self.stores.values()]
+
+    def scene(self, store: Store) -> Scene:
+        return Scene(
+            store.index,
+            self.wall_s(),
+            time.monotonic(),
+            {lease.node for lease in self.leases(store)},
+            store.prefill_tok_s,
+            self._fresh_s,
+        )
+
+    def thin(self) -> None:
+        """Drop checkpoints that are closer together than their age justifies."""
+        with self.lock:
+            self._evict(evict.thin)
+
+    def _evict(self, choose: Callable[[Scene], list[Victim]]) -> None:
+        for scene in self.scenes():
+            self._drop(choose(scene))
+
+    def drop(self, victims: list[Victim]) -> None:
+        """Evict what was planned; what changed since is left alone."""
+        with self.lock:
+            self._drop(victims)
+
+    def _drop(self, victims: list[Victim]) -> None:
+        owners = {id(store.index): store for store in self.stores.values()}
+        count = 0
+        for victim in victims:
+            store = owners[id(victim.tree)]
+            if victim.kind is Kind.CHECKPOINT:
+                dropped = store.drop_checkpoint(victim.node)
+            else:
+                dropped = not victim.node.children and store.forget(victim.node) > 0
+            store.counters.evictions += dropped
+            count += dropped
+        if count:
+            _log.info("records evicted", records=count, bytes=sum(v.bytes for v in victims))
+
+    def count_writes(self) -> None:
+        """Bring what the writers wrote since the last time into the log of writes."""
+        with self.lock:
+            for store, before in self._counted.items():
+                now = store.writer.written.disk_bytes
+                if now > before:
+                    self.writes.add(now - before)
+                    self._counted[store] = now

@@ -1,0 +1,149 @@
+"""ds4-kvcache, from top to bottom: what it is made of and in which order that comes to life.
+
+    settings -> lock and private folders -> budget -> stores -> socket -> SERVING
+    -> ... SIGTERM -> no new calls -> everything on disk -> gone
+
+It outlives the daemon's crashes and the daemon its own. Exit codes: 0 stopped, 1 failed, 2 unknown
+flag, 78 configuration that cannot be used.
+"""
+
+import asyncio
+import os
+import stat
+import sys
+from pathlib import Path
+
+import structlog
+from ds4_runtime import log
+from ds4_runtime.address import Home
+from ds4_runtime.errors import SetupError
+from ds4_runtime.lifecycle import Tenancy, claim, stop_signals
+from ds4_runtime.settings import load
+
+from ds4_kvcache.errors import ConfigError, KvError
+from ds4_kvcache.settings import Settings
+
+EXIT_FAILED, EXIT_CONFIG = 1, 78
+# How long running calls may go on, and how long the last batch may take to be written.
+_GRACE_S, _FLUSH_S = 1.0, 5.0
+# What nobody waits for: ended pins, ended leases, the log of writes.
+_TICK_S = 10.0
+# Thinning reads the whole tree.
+_TICKS_TO_THIN = 60
+
+_log = structlog.get_logger()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command `ds4-kvcache`."""
+    try:
+        settings = load(Settings, arguments)
+        configure_log(settings)
+        with claim(Home.find(), "kvcache") as tenancy:
+            return asyncio.run(serve(settings, tenancy))
+    except (KvError, SetupError) as error:
+        print(f"ds4-kvcache: {error.message} [{error.reason}]", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return EXIT_CONFIG if isinstance(error, ConfigError | SetupError) else EXIT_FAILED
+
+
+def configure_log(settings: Settings) -> None:
+    """Logs where the settings say. Raises ConfigError."""
+    try:
+        log.configure("ds4-kvcache", level=settings.log_level, file=settings.log_file)
+    except OSError as error:
+        raise ConfigError(
+            "LOG_FILE_NOT_USABLE",
+            f"the log file {settings.log_file} cannot be written: {error.strerror}",
+            "name another with --log-file, or leave it out",
+        ) from error
+
+
+async def serve(settings: Settings, tenancy: Tenancy) -> int:
+    """Serve until a signal or an Admin.Drain that stops; the exit code."""
+    from ds4_runtime.server import Server
+
+    from ds4_kvcache.budget import Budget
+    from ds4_kvcache.cache import Cache
+    from ds4_kvcache.rpc.kv_cache import KvCache
+    from ds4_kvcache.rpc.services import add_services
+    from ds4_kvcache.rpc.status_codes import STATUS_CODES
+    from ds4_kvcache.rpc.workers import Workers
+
+    # The disk, and all that is on it.
+    folder = make_folder(settings, tenancy.home)
+    budget = Budget.of(
+        folder,
+        settings.budget_bytes,
+        settings.free_floor_bytes,
+        settings.daily_write_budget_bytes,
+    )
+    cache = Cache(budget)
+    await asyncio.to_thread(cache.open_all)
+
+    # The services.
+    workers = Workers()
+    server = Server(tenancy, STATUS_CODES)
+    add_services(server, KvCache(cache, workers, settings.min_tokens))
+    await server.start()
+    await server.set_serving(True)
+    _log.info("cache served", socket=str(server.socket), folder=str(folder))
+
+    with stop_signals() as signalled:
+        housekeeping = asyncio.create_task(keep_house(cache))
+        try:
+            await signalled.wait()
+        finally:
+            housekeeping.cancel()
+            await server.stop(_GRACE_S)
+            workers.close()
+            await asyncio.to_thread(cache.close, _FLUSH_S)
+    _log.info("cache closed")
+    return 0
+
+
+async def keep_house(cache: "object") -> None:
+    """Do what nobody waits for, until cancelled."""
+    from ds4_kvcache.cache import Cache
+
+    assert isinstance(cache, Cache)
+    tick = 0
+    while True:
+        await asyncio.sleep(_TICK_S)
+        tick += 1
+        cache.end_pins()
+        cache.leases()
+        cache.count_writes()
+        await asyncio.to_thread(cache.writes.save)
+        if tick % _TICKS_TO_THIN == 0:
+            await asyncio.to_thread(cache.thin)
+
+
+def make_folder(settings: Settings, home: Home) -> Path:
+    """The folder of all stores, for this user alone. Raises ConfigError.
+
+    Its name ends in .noindex: Spotlight does not read what is in such a folder.
+    """
+    folder = (settings.folder or home.cache_dir / "kv.noindex").expanduser().absolute() / "v1"
+    try:
+        for path in (folder.parent.parent, folder.parent, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.parent.stat()
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise ConfigError(
+                "FOLDER_NOT_PRIVATE",
+                f"{folder.parent} is open to other users, and prompts can be read in it",
+                f"chmod 700 '{folder.parent}', or set another with --folder",
+            )
+    except OSError as error:
+        raise ConfigError(
+            "FOLDER_NOT_USABLE",
+            f"the folder {folder} cannot be used: {error.strerror} ({error.filename})",
+            "set another with --folder",
+        ) from error
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The stream of a put: headers and data into records, checked, compressed and stored in order.
+
+A record that is not taken is counted, with all that hangs on it; only a stream that is no stream
+of records is an error of the call.
+"""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+
+from ds4.v1 import kvcache_pb2 as pb
+from ds4.v1 import kvstore_pb2
+
+from ds4_kvcache import codec
+from ds4_kvcache.cache import Cache
+from ds4_kvcache.disk import Kind
+from ds4_kvcache.errors import KvError, RefusedError, RequestError
+from ds4_kvcache.rpc.workers import Workers
+from ds4_kvcache.store import Put, Store
+
+# V4 Flash's largest record, a checkpoint in float32, has 12 MB.
+MAX_RECORD_BYTES = 64_000_000
+
+_KINDS = {
+    kvstore_pb2.RECORD_KIND_BLOCK: Kind.BLOCK,
+    kvstore_pb2.RECORD_KIND_CHECKPOINT: Kind.CHECKPOINT,
+}
+
+
+async def put(
+    cache: Cache, workers: Workers, requests: AsyncIterator[pb.PutRequest]
+) -> pb.PutResponse:
+    """Store what a stream brings. Raises RequestError, NotFoundError."""
+    opening: pb.PutOpening | None = None
+    header: pb.RecordHeader | None = None
+    data = bytearray()
+    response = pb.PutResponse()
+    work: asyncio.Task[None] | None = None
+    async for request in requests:
+        part = request.WhichOneof("part")
+        if opening is None:
+            if part != "opening":
+                raise _bad_stream("the first message of a put is its opening")
+            opening = request.opening
+            store = cache.store(opening.store)
+            continue
+        if part == "header" and header is None:
+            header = request.header
+            _check_header(header)
+        elif part == "data" and header is not None:
+            data += request.data
+        else:
+            raise _bad_stream(f"{part or 'an empty message'} comes where it has no meaning")
+        if len(data) > header.data_bytes:
+            raise _bad_stream(f"a record has more than the {header.data_bytes} bytes it says")
+        if len(data) == header.data_bytes:
+            # One record is compressed while the next one arrives; they are stored in order.
+            if work is not None:
+                await work
+            record = _record(header, bytes(data))
+            work = asyncio.create_task(
+                _store(cache, workers, store, opening.salt, record, response)
+            )
+            header, data = None, bytearray()
+    if header is not None:
+        raise _bad_stream("the stream ends within a record")
+    if work is not None:
+        await work
+    return response
+
+
+async def _store(
+    cache: Cache, workers: Workers, store: Store, salt: str, put: Put, response: pb.PutResponse
+) -> None:
+    def compressed() -> bytes:
+        if zlib.crc32(put.data) != put.crc32:
+            raise RequestError(
+                "CRC_MISMATCH", "a record does not match its CRC-32", "send it again"
+            )
+        return codec.compress(put.data)
+
+    try:
+        if store.has(put.key, put.kind):
+            stored = store.put(put, salt, b"")
+        else:
+            store.check(put, salt)
+            await workers.patient(lambda: cache.make_room(store, len(put.data)))
+            frame = await workers.quick(compressed)
+            stored = store.put(put, salt, frame)
+    except (RequestError, RefusedError) as error:
+        if not response.dropped:
+            _tell(response, error)
+        response.dropped += 1
+        store.counters.drops += 1
+    else:
+        response.stored += stored
+        response.duplicates += not stored
+
+
+def _tell(response: pb.PutResponse, error: KvError) -> None:
+    response.refusal.reason = error.reason
+    response.refusal.message = error.message
+    response.refusal.hint = error.hint
+
+
+def _check_header(header: pb.RecordHeader) -> None:
+    if header.kind not in _KINDS or not header.codec or len(header.key) != 32:
+        raise RequestError("BAD_RECORD", "a record needs its key of 32 bytes, a kind and a codec")
+    if not 0 < header.data_bytes <= MAX_RECORD_BYTES:
+        raise RequestError(
+            "BAD_RECORD",
+            f"a record has {header.data_bytes} bytes",
+            f"send from 1 to {MAX_RECORD_BYTES}",
+        )
+
+
+def _record(header: pb.RecordHeader, data: bytes) -> Put:
+    return Put(
+        key=header.key,
+        kind=_KINDS[header.kind],
+        codec=header.codec,
+        depth=header.depth,
+        crc32=header.crc32,
+        data=data,
+        parent=header.parent_key,
+        token_ids=header.token_ids,
+        checkpoint_kind=header.checkpoint_kind,
+    )
+
+
+def _bad_stream(message: str) -> RequestError:
+    return RequestError(
+        "BAD_STREAM", message, "send an opening, then for each record a header and its data"
+    )

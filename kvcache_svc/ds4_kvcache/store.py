@@ -1,0 +1,323 @@
+"""The store of one fingerprint: the tree in memory, its records on disk, and what joins them.
+
+Keys are recomputed from token ids before anything is stored, stored tokens are compared on every
+lookup, and what is stored can be read at once, from memory until its batch is on disk. It knows no
+budget (`cache`) and no value (`evict`). Safe for threads; they share one lock.
+"""
+
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ds4_runtime.kv_keys import (
+    BLOCK_TOKEN_BYTES,
+    BLOCK_TOKENS,
+    block_key,
+    block_keys,
+    pack_tokens,
+    root_key,
+)
+
+from ds4_kvcache import codec
+from ds4_kvcache.counters import Counters
+from ds4_kvcache.disk import Disk, Kind
+from ds4_kvcache.errors import NotFoundError, RefusedError, RequestError
+from ds4_kvcache.identity import Identity
+from ds4_kvcache.index import Index, Node, Root
+from ds4_kvcache.record import Record
+from ds4_kvcache.writer import Writer
+
+# Three damaged records within an hour are a failing disk, not an accident: from then on the store
+# only serves what it has.
+_DAMAGE_LIMIT, _DAMAGE_WINDOW_S = 3, 3600.0
+
+# For telling "evicted" from "never seen", 100 bytes each.
+_EVICTED_REMEMBERED = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A record as it arrived: its raw bytes and what its header says."""
+
+    key: bytes
+    kind: Kind
+    codec: int
+    depth: int
+    crc32: int
+    data: bytes
+    parent: bytes = b""
+    token_ids: Sequence[int] = ()
+    checkpoint_kind: int = 0
+
+
+class Store:
+    """An open store. `lock` guards its index; every method takes it itself."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        index: Index,
+        identity: Identity,
+        counters: Counters,
+        lock: threading.RLock,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.disk = disk
+        self.index = index
+        self.identity = identity
+        self.digest = identity.digest
+        self.counters = counters
+        self.lock = lock
+        self.wall_s = wall_s
+        self.pins: dict[str, tuple[bytes, float]] = {}  # name to key and end (Unix time, 0: none)
+        self.prefill_tok_s = 0.0
+        self.opened = False  # by a daemon since the service started
+        self.clean = False
+        self.evicted: OrderedDict[bytes, None] = OrderedDict()  # keys that went lately
+        self._damages_s: list[float] = []
+        self._readers = threading.Condition(lock)
+        self._reading = 0
+        self.writer = Writer(disk, index, lock, self._meta)
+
+    @property
+    def folder(self) -> Path:
+        return self.disk.folder
+
+    @property
+    def writable(self) -> bool:
+        """Whether it takes records: not after repeated damage."""
+        now_s = time.monotonic()
+        return sum(now_s - then < _DAMAGE_WINDOW_S for then in self._damages_s) < _DAMAGE_LIMIT
+
+    def _meta(self) -> dict[bytes, bytes]:
+        return {
+            b"schema": b"1",
+            b"identity": self.identity.pack(),
+            b"counters": self.counters.pack(),
+            b"clean": b"1" if self.clean else b"0",
+        }
+
+    # Finding.
+
+    def path(self, salt: str, token_ids: Sequence[int]) -> list[Node]:
+        """The stored blocks of this prefix, in order, as far as they go without a gap.
+
+        Stored tokens are compared with those asked for. A block whose tokens differ is damaged and
+        is deleted with all below it.
+        """
+        keys = block_keys(root_key(self.digest, salt), token_ids)
+        packed = pack_tokens(token_ids)
+        path: list[Node] = []
+        with self.lock:
+            for key in keys:
+                node = self.index.nodes.get(key)
+                if node is None or node.quarantined:
+                    break
+                path.append(node)
+            found = {node.key: node.tokens for node in path if node.tokens is not None}
+        with self.reading():
+            found |= self.disk.tokens([node.key for node in path if node.key not in found])
+        for place, node in enumerate(path):
+            start = place * BLOCK_TOKEN_BYTES
+            if found.get(node.key) != packed[start : start + BLOCK_TOKEN_BYTES]:
+                if self.is_stored(node):  # else it was evicted in this moment
+                    self.damaged(node, Kind.BLOCK, "the stored tokens are not those of the key")
+                return path[:place]
+        return path
+
+    def is_stored(self, node: Node) -> bool:
+        with self.lock:
+            return self.index.nodes.get(node.key) is node
+
+    def node(self, key: bytes) -> Node:
+        """The node of a key. Raises NotFoundError."""
+        with self.lock:
+            node = self.index.nodes.get(key)
+        if node is None:
+            raise NotFoundError("NO_SUCH_BLOCK", f"no block {key.hex()[:16]}… is stored")
+        return node
+
+    def tokens(self, node: Node) -> bytes:
+        """The packed token ids of a block; empty where the disk has none."""
+        tokens = node.tokens
+        if tokens is None:
+            with self.reading():
+                tokens = self.disk.tokens([node.key]).get(node.key, b"")
+        return tokens
+
+    def read(self, node: Node, kind: Kind) -> tuple[Record, bytes]:
+        """A record and its raw bytes. Raises DamagedError, NotFoundError where it is no more."""
+        with self.lock:
+            if kind is Kind.BLOCK:
+                record, frame = node.block, node.block_frame
+            elif node.checkpoint is not None:
+                record, frame = node.checkpoint, node.checkpoint_frame
+            else:
+                raise NotFoundError("NO_SUCH_CHECKPOINT", "the checkpoint was evicted")
+        if frame is None:
+            with self.reading():
+                frame = self.disk.frame(node.key, kind, record.stored_bytes)
+        return record, codec.decompress(frame, record.raw_bytes)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep the environment open inside the block; `pause` waits for its end."""
+        with self._readers:
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._readers:
+                self._reading -= 1
+                self._readers.notify_all()
+
+    # Storing.
+
+    def has(self, key: bytes, kind: Kind) -> bool:
+        with self.lock:
+            node = self.index.nodes.get(key)
+            return node is not None and (kind is Kind.BLOCK or node.checkpoint is not None)
+
+    def check(self, put: Put, salt: str) -> Node | Root:
+        """The node (of a checkpoint) or the parent (of a block) that a record belongs to.
+
+        Raises RequestError for a record that contradicts itself, RefusedError for one that has no
+        place here now.
+        """
+        if put.kind is Kind.CHECKPOINT:
+            with self.lock:
+                node = self.index.nodes.get(put.key)
+            return self._check_place(put, node, put.depth)
+        if len(put.token_ids) != BLOCK_TOKENS or len(put.parent) != len(put.key):
+            raise RequestError(
+                "BAD_RECORD", "a block has 128 token ids and the key of its parent", ""
+            )
+        if block_key(put.parent, pack_tokens(put.token_ids)) != put.key:
+            raise RequestError(
+                "KEY_MISMATCH",
+                f"the key {put.key.hex()[:16]}… does not follow from its parent and its tokens",
+                "compute keys with ds4_runtime.kv_keys",
+            )
+        root = root_key(self.digest, salt)
+        with self.lock:
+            if put.parent == root and root not in self.index.roots:
+                self.writer.mark_root(root, salt.encode())
+                self.index.root(root, salt)
+            parent = self.index.parent(put.parent)
+            if isinstance(parent, Node) and parent.root.key != root:
+                raise RequestError("SALT_MISMATCH", "the parent is in another salt", "")
+        return self._check_place(put, parent, put.depth - 1)
+
+    def _check_place(self, put: Put, place: Node | Root | None, depth: int) -> Node | Root:
+        if place is None:
+            raise RefusedError(
+                "PARENT_MISSING",
+                f"what the record {put.key.hex()[:16]}… hangs on is not stored",
+                "send parents first",
+            )
+        if depth != (place.depth if isinstance(place, Node) else 0):
+            raise RequestError("BAD_RECORD", f"depth {put.depth} is not that of the block", "")
+        if isinstance(place, Node) and place.quarantined:
+            raise RefusedError(
+                "QUARANTINED",
+                "the prefix was set aside because its values were found wrong",
+                "look at it with `ds4ctl cache inspect`, then evict it",
+            )
+        return place
+
+    def put(self, put: Put, salt: str, frame: bytes) -> bool:
+        """Store a record whose frame was made; False when it is there already.
+
+        The place is looked up again: it may have been evicted while the frame was made.
+        """
+        record = Record(
+            put.codec, put.checkpoint_kind, len(put.data), len(frame), put.crc32, self.wall_s()
+        )
+        with self.lock:
+            if self.has(put.key, put.kind):
+                self.counters.duplicates += 1
+                self.index.nodes[put.key].touched_s = time.monotonic()
+                return False
+            place = self.check(put, salt)
+            if put.kind is Kind.CHECKPOINT:
+                assert isinstance(place, Node)
+                node = place
+                self.index.set_checkpoint(node, record, frame)
+            else:
+                tokens = pack_tokens(put.token_ids)
+                node = Node(put.key, place, put.depth, record, tokens=tokens, block_frame=frame)
+                self.index.add(node)
+            node.touched_s = time.monotonic()
+            self.writer.mark(node, len(frame))
+            self.counters.puts += 1
+            return True
+
+    # Dropping.
+
+    def forget(self, node: Node) -> int:
+        """Delete a node and all below it; the records that went. 0 where it is gone already."""
+        with self.lock:
+            if self.index.nodes.get(node.key) is not node:
+                return 0
+            root = node.root
+            self.evicted |= dict.fromkeys(gone.key for gone in node.below())
+            while len(self.evicted) > _EVICTED_REMEMBERED:
+                self.evicted.popitem(last=False)
+            records = self.writer.forget(node)
+            if not root.children:  # the name of a salt goes with its last block
+                del self.index.roots[root.key]
+                self.writer.mark_root(root.key, None)
+            return records
+
+    def drop_checkpoint(self, node: Node) -> bool:
+        with self.lock:
+            if self.index.nodes.get(node.key) is not node or node.checkpoint is None:
+                return False
+            self.index.set_checkpoint(node, None, None)
+            self.writer.mark(node)
+            return True
+
+    def quarantine(self, node: Node) -> None:
+        """Keep a node and what is below it, but find them no more."""
+        with self.lock:
+            if self.index.nodes.get(node.key) is node:
+                node.quarantined = True
+                self.counters.quarantines += 1
+                self.writer.mark(node)
+
+    def damaged(self, node: Node, kind: Kind, why: str) -> None:
+        """Delete what cannot be read, and all that is of no use without it."""
+        with self.lock:
+            self.counters.corruptions += 1
+            self._damages_s = [*self._damages_s[1 - _DAMAGE_LIMIT :], time.monotonic()]
+            if kind is Kind.BLOCK:
+                self.forget(node)
+            else:
+                self.drop_checkpoint(node)
+
+    def used(self, node: Node, tokens: int) -> None:
+        """Count a restore that ended at this node and saved so many tokens."""
+        seconds = tokens / self.prefill_tok_s if self.prefill_tok_s else 0.0
+        with self.lock:
+            node.use.add(self.wall_s(), seconds)
+            node.touched_s = time.monotonic()
+            self.counters.tokens_saved += tokens
+            self.counters.seconds_saved += seconds
+            if self.is_stored(node):
+                self.writer.mark_use(node.key)
+
+    # Life.
+
+    def close(self, limit_s: float) -> None:
+        """Write what waits, say that all is well, and close the file."""
+        with self.lock:
+            self.clean = True
+            self.writer.mark_meta()
+        self.writer.close(limit_s)
+        with self._readers:
+            self._readers.wait_for(lambda: not self._reading, limit_s)
+            self.disk.close()
