@@ -1,4 +1,4 @@
-"""The way to a daemon: its address, the options of a channel, and why a connection failed.
+"""The way to a process of ds4: its address, the options of a channel, and why a connection failed.
 
 Everything that `Client` and `AsyncClient` share and that is not the contract itself. A call that
 found no daemon is explained by looking at the socket, because gRPC says UNAVAILABLE for all of it.
@@ -33,6 +33,7 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _SAFE_TO_REPEAT = {
     "ds4.v1.Inference": ("Tokenize", "Detokenize", "Render", "Cancel"),
     "ds4.v1.Admin": ("Status",),
+    "ds4.v1.KvCache": ("Stat", "List", "Inspect"),
 }
 # Short, for it bridges a restart of the socket only: a daemon that is not there is said at once.
 _RETRY = {
@@ -69,38 +70,39 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 
 class Address:
-    """Where a daemon is to be found."""
+    """Where a daemon is to be found, or with `service` "kvcache" the KV cache."""
 
-    def __init__(self, home: str | os.PathLike[str] | None) -> None:
+    def __init__(self, home: str | os.PathLike[str] | None, service: str = "daemon") -> None:
+        self.program = f"ds4-{service}"
         try:
             self.home = Home.find(home)
-            self.socket = self.home.socket("daemon")
+            self.socket = self.home.socket(service)
         except AddressError as error:
             raise ConfigurationError(error.reason, error.message, error.hint) from error
         self.target = grpc_target(self.socket)
         # A home that is not the one of the environment has to be named to the daemon too.
         place = f"DS4_HOME='{self.home.path}' " if home else ""
-        self._start = f"start it with `{place}ds4-daemon`"
+        self._start = f"start it with `{place}{self.program}`"
 
     def explain(self, call: FailedCall) -> Ds4Error:
         """The error that a failed call stands for, with the reason of a failed connection."""
         if call.code() is not grpc.StatusCode.UNAVAILABLE or "ds4-reason" in told(call):
             return from_call(call)
-        return _why_unavailable(self.socket, call.details() or "", self._start)
+        return _why_unavailable(self.program, self.socket, call.details() or "", self._start)
 
 
-def _why_unavailable(path: Path, details: str, start: str) -> Ds4Error:
+def _why_unavailable(program: str, path: Path, details: str, start: str) -> Ds4Error:
     try:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             probe.connect(os.fspath(path))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return NotRunningError("NOT_RUNNING", f"ds4-daemon is not running at {path}", start)
+            return NotRunningError("NOT_RUNNING", f"{program} is not running at {path}", start)
         if error.errno == errno.ECONNREFUSED:
             return NotRunningError(
                 "CONNECTION_REFUSED",
-                f"ds4-daemon is not running: it left its socket {path} behind",
+                f"{program} is not running: it left its socket {path} behind",
                 start,
             )
         if error.errno in (errno.EACCES, errno.EPERM):
@@ -112,7 +114,7 @@ def _why_unavailable(path: Path, details: str, start: str) -> Ds4Error:
         details = error.strerror or details
     return NotRunningError(
         "CONNECTION_LOST",
-        f"the connection to ds4-daemon broke off: {details}",
+        f"the connection to {program} broke off: {details}",
         "look whether it is running with `ds4ctl status`",
     )
 

@@ -19,6 +19,8 @@ class Counters:
     evictions: int = 0
     corruptions: int = 0
     quarantines: int = 0
+    scrub_at: str = ""  # the key that the slow check read last, in hexadecimal; empty: no pass runs
+    scrubbed_s: float = 0.0  # when a pass last ended, Unix time
 
     def miss(self, reason: int) -> None:
         self.misses[reason] = self.misses.get(reason, 0) + 1

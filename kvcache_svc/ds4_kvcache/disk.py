@@ -70,6 +70,7 @@ class Disk:
 
     def __init__(self, folder: Path, map_bytes: int) -> None:
         self.folder = folder
+        self.map_bytes = map_bytes
         self._file = folder / "data.mdb"
         check_length(self._file)
         try:

@@ -230,11 +230,10 @@ def _off_lattice(node: Node, age_s: float) -> bool:
     return any(age_s > limit_s and node.tokens_up_to % step for limit_s, step in _THIN)
 
 
-def protection(scene: Scene, node: Node) -> str:
-    """Why a block (with its checkpoint) cannot go now; empty when it can."""
-    return _Plan(scene).protection(node, Kind.BLOCK)
-
-
-def value(scene: Scene, node: Node) -> float:
-    """The value that eviction compares."""
-    return _Plan(scene).value(node, Kind.CHECKPOINT)
+def judge(scene: Scene) -> Callable[[Node], tuple[float, str]]:
+    """A function that gives the value eviction compares, and why a block cannot go now."""
+    fresh_plan = _Plan(scene)
+    return lambda node: (
+        fresh_plan.value(node, Kind.CHECKPOINT),
+        fresh_plan.protection(node, Kind.BLOCK),
+    )

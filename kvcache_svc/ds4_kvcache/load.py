@@ -22,7 +22,7 @@ from ds4_kvcache.errors import DamagedError, NotFoundError
 from ds4_kvcache.identity import Identity
 from ds4_kvcache.index import Index, Node
 from ds4_kvcache.record import NodeValue, unpack_node, unpack_use
-from ds4_kvcache.store import Store
+from ds4_kvcache.store import COMPACT_FOLDER, Store
 
 # What was written in the last minutes before a power cut is what a drive may have lied about.
 _RECENT_S = 600.0
@@ -79,6 +79,7 @@ def _open(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     marker = folder / _MARKER
     marker.touch(mode=0o600)
+    shutil.rmtree(folder / COMPACT_FOLDER, ignore_errors=True)  # of a process that was killed
     disk = Disk(folder, map_bytes)
     try:
         meta = disk.meta()

@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from ds4_runtime import log
@@ -22,6 +23,10 @@ from ds4_runtime.settings import load
 
 from ds4_kvcache.errors import ConfigError, KvError
 from ds4_kvcache.settings import Settings
+
+if TYPE_CHECKING:
+    from ds4_kvcache.cache import Cache
+    from ds4_kvcache.check import Scrub
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
 # How long running calls may go on, and how long the last batch may take to be written.
@@ -66,6 +71,8 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
 
     from ds4_kvcache.budget import Budget
     from ds4_kvcache.cache import Cache
+    from ds4_kvcache.check import Scrub
+    from ds4_kvcache.rpc.admin import Admin
     from ds4_kvcache.rpc.kv_cache import KvCache
     from ds4_kvcache.rpc.services import add_services
     from ds4_kvcache.rpc.status_codes import STATUS_CODES
@@ -85,17 +92,21 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     # The services.
     workers = Workers()
     server = Server(tenancy, STATUS_CODES)
-    add_services(server, KvCache(cache, workers, settings.min_tokens))
+    stopped = asyncio.Event()
+    kv_cache = KvCache(cache, workers, settings.min_tokens)
+    add_services(server, kv_cache, Admin(cache, workers, str(tenancy.home.path), stopped.set))
     await server.start()
     await server.set_serving(True)
     _log.info("cache served", socket=str(server.socket), folder=str(folder))
 
     with stop_signals() as signalled:
-        housekeeping = asyncio.create_task(keep_house(cache))
+        housekeeping = asyncio.create_task(keep_house(cache, Scrub(cache)))
+        ends = [asyncio.create_task(event.wait()) for event in (signalled, stopped)]
         try:
-            await signalled.wait()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            housekeeping.cancel()
+            for task in (housekeeping, *ends):
+                task.cancel()
             await server.stop(_GRACE_S)
             workers.close()
             await asyncio.to_thread(cache.close, _FLUSH_S)
@@ -103,11 +114,8 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     return 0
 
 
-async def keep_house(cache: "object") -> None:
+async def keep_house(cache: "Cache", scrub: "Scrub") -> None:
     """Do what nobody waits for, until cancelled."""
-    from ds4_kvcache.cache import Cache
-
-    assert isinstance(cache, Cache)
     tick = 0
     while True:
         await asyncio.sleep(_TICK_S)
@@ -116,6 +124,7 @@ async def keep_house(cache: "object") -> None:
         cache.leases()
         cache.count_writes()
         await asyncio.to_thread(cache.writes.save)
+        await asyncio.to_thread(scrub.tick)
         if tick % _TICKS_TO_THIN == 0:
             await asyncio.to_thread(cache.thin)
 

@@ -6,6 +6,7 @@ budget (`cache`) and no value (`evict`). Safe for threads; they share one lock.
 """
 
 import contextlib
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -34,6 +35,9 @@ from ds4_kvcache.writer import Writer
 # Three damaged records within an hour are a failing disk, not an accident: from then on the store
 # only serves what it has.
 _DAMAGE_LIMIT, _DAMAGE_WINDOW_S = 3, 3600.0
+
+COMPACT_FOLDER = "compact.new"
+_LAST_READ_S = 10.0
 
 # For telling "evicted" from "never seen", 100 bytes each.
 _EVICTED_REMEMBERED = 50_000
@@ -312,6 +316,27 @@ class Store:
 
     # Life.
 
+    def compact(self) -> tuple[int, int]:
+        """Write the file anew without its free pages; its size before and after, in bytes.
+
+        What comes meanwhile waits in memory, and what is read comes from the old file until the
+        new one takes its place. Killed at any line, one of the two is there whole.
+        """
+        fresh = self.folder / COMPACT_FOLDER
+        self.writer.flush(60.0)
+        with self.writer.hold():
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(mode=0o700)
+            before = self.disk.stat().file_bytes
+            self.disk.copy_compact(fresh)
+            with self._readers:
+                self._readers.wait_for(lambda: not self._reading)
+                self.disk.close()
+                (fresh / "data.mdb").replace(self.folder / "data.mdb")
+                self.disk = self.writer.disk = Disk(self.folder, self.disk.map_bytes)
+            shutil.rmtree(fresh)
+        return before, self.disk.stat().file_bytes
+
     def close(self, limit_s: float) -> None:
         """Write what waits, say that all is well, and close the file."""
         with self.lock:
@@ -319,5 +344,6 @@ class Store:
             self.writer.mark_meta()
         self.writer.close(limit_s)
         with self._readers:
-            self._readers.wait_for(lambda: not self._reading, limit_s)
-            self.disk.close()
+            # What still reads or writes would do so in memory that is no longer mapped.
+            if self._readers.wait_for(lambda: not self._reading, _LAST_READ_S):
+                self.disk.close()

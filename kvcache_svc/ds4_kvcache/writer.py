@@ -6,10 +6,11 @@ transaction of their own: LMDB can use their pages from the next one on. Called 
 lock.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
@@ -27,6 +28,7 @@ BATCH_BYTES = 64_000_000
 WAITING_MAX_BYTES = 2 * BATCH_BYTES
 _GONE_A_BATCH = 256  # some 100 MB of V4 Flash's blocks
 _RETRY_S = 5.0
+_LAST_COMMIT_S = 10.0
 
 _log = structlog.get_logger()
 
@@ -62,7 +64,7 @@ class Writer:
         self._pins: dict[bytes, bytes | None] = {}
         self._roots: dict[bytes, bytes | None] = {}
         self._oldest_s: float | None = None
-        self._hurry = self._closing = self._busy = self._meta_changed = False
+        self._held = self._hurry = self._closing = self._busy = self._meta_changed = False
         self.batch_bytes = BATCH_BYTES
         self._waiting_bytes = self._in_flight_bytes = 0
         self.written = Written()
@@ -114,6 +116,10 @@ class Writer:
         """Bytes of records that are in memory only."""
         return self._waiting_bytes + self._in_flight_bytes
 
+    def waits_to_go(self, key: bytes) -> bool:
+        """Whether this key's deletion is not on disk yet."""
+        return key in self._gone
+
     @property
     def idle(self) -> bool:
         """Nothing waits and nothing is being written."""
@@ -144,14 +150,30 @@ class Writer:
         with self._wake:
             return self._wake.wait_for(lambda: self.waiting_bytes < WAITING_MAX_BYTES, limit_s)
 
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Write nothing inside the block; what comes waits in memory."""
+        with self._wake:
+            self._wake.wait_for(lambda: not self._busy)
+            self._held = True
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._held = False
+                self._wake.notify_all()
+
     def close(self, limit_s: float) -> bool:
-        """Write what waits and end the thread; whether everything was written in time."""
+        """Write what waits and end the thread; whether everything was written in time.
+
+        A transaction that is under way is waited for: the file must not be closed under it.
+        """
         done = self.flush(limit_s)
         with self._wake:
             self._closing = True
             self._wake.notify_all()
-        self._thread.join(limit_s)
-        return done
+        self._thread.join(max(limit_s, _LAST_COMMIT_S))
+        return done and self._ended
 
     @property
     def _ended(self) -> bool:
@@ -160,7 +182,7 @@ class Writer:
     def _due(self) -> bool:
         if self._closing:
             return True
-        if not self._anything or self._oldest_s is None:
+        if self._held or not self._anything or self._oldest_s is None:
             return False
         full = self._waiting_bytes >= self.batch_bytes or len(self._gone) >= _GONE_A_BATCH
         return self._hurry or full or time.monotonic() >= self._oldest_s + COMMIT_S
@@ -186,7 +208,7 @@ class Writer:
                     self._wake.notify_all()
 
     def _patience(self) -> float | None:
-        if self._oldest_s is None:
+        if self._oldest_s is None or self._held:
             return None
         return max(self._oldest_s + COMMIT_S - time.monotonic(), 0.001)
 

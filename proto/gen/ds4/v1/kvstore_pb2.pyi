@@ -169,6 +169,9 @@ class StoreStats(_message.Message):
     QUEUE_BYTES_FIELD_NUMBER: _builtins.int
     FETCH_MB_S_FIELD_NUMBER: _builtins.int
     COMMIT_P99_MS_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.bytes
     """Digest of the fingerprint; empty for the sum of all."""
     model_name: _builtins.str
@@ -203,6 +206,10 @@ class StoreStats(_message.Message):
     """Speed of fetches, measured."""
     commit_p99_ms: _builtins.float
     """99th percentile of a commit."""
+    duplicates: _builtins.int
+    """Records that were there already when they were sent."""
+    written_bytes: _builtins.int
+    """Bytes of records that were written since the service started, whole pages counted."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ByteClass]:
         """Bytes by class."""
@@ -210,6 +217,10 @@ class StoreStats(_message.Message):
     @_builtins.property
     def misses_by_reason(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissCount]:
         """Misses by reason."""
+
+    @_builtins.property
+    def problem(self) -> _types_pb2.Error:
+        """What is wrong; not set when nothing is."""
 
     def __init__(
         self,
@@ -233,10 +244,13 @@ class StoreStats(_message.Message):
         queue_bytes: _builtins.int = ...,
         fetch_mb_s: _builtins.float = ...,
         commit_p99_ms: _builtins.float = ...,
+        duplicates: _builtins.int = ...,
+        written_bytes: _builtins.int = ...,
+        problem: _types_pb2.Error | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "commit_p99_ms", b"commit_p99_ms", "corruptions", b"corruptions", "drops", b"drops", "evictions", b"evictions", "fetch_mb_s", b"fetch_mb_s", "file_bytes", b"file_bytes", "fingerprint", b"fingerprint", "free_bytes", b"free_bytes", "hits", b"hits", "leases", b"leases", "misses", b"misses", "misses_by_reason", b"misses_by_reason", "model_name", b"model_name", "puts", b"puts", "quarantines", b"quarantines", "queue_bytes", b"queue_bytes", "seconds_saved", b"seconds_saved", "tokens_saved", b"tokens_saved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "commit_p99_ms", b"commit_p99_ms", "corruptions", b"corruptions", "drops", b"drops", "duplicates", b"duplicates", "evictions", b"evictions", "fetch_mb_s", b"fetch_mb_s", "file_bytes", b"file_bytes", "fingerprint", b"fingerprint", "free_bytes", b"free_bytes", "hits", b"hits", "leases", b"leases", "misses", b"misses", "misses_by_reason", b"misses_by_reason", "model_name", b"model_name", "problem", b"problem", "puts", b"puts", "quarantines", b"quarantines", "queue_bytes", b"queue_bytes", "seconds_saved", b"seconds_saved", "tokens_saved", b"tokens_saved", "written_bytes", b"written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,19 +540,23 @@ class InspectRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
-    """Key, or enough of its first bytes."""
+    """Key, or enough of its first bytes; empty: all first blocks."""
     levels: _builtins.int
     """Levels of children to show."""
+    brief: _builtins.bool
+    """Leave out token ids."""
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
         levels: _builtins.int = ...,
+        brief: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "levels", b"levels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brief", b"brief", "key", b"key", "levels", b"levels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -562,6 +580,10 @@ class BlockNode(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     PROTECTED_BY_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """Its key."""
     parent_key: _builtins.bytes
@@ -580,6 +602,12 @@ class BlockNode(_message.Message):
     """Why it cannot be evicted now: "pinned", "leased", "fresh", "inner"; empty: it can."""
     salt: _builtins.str
     """Isolation domain."""
+    fingerprint: _builtins.bytes
+    """Digest of its fingerprint."""
+    quarantined: _builtins.bool
+    """It is kept for inspection and found by no lookup."""
+    hits: _builtins.int
+    """Restores that ended at it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its 128 token ids."""
@@ -591,6 +619,10 @@ class BlockNode(_message.Message):
     @_builtins.property
     def child_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Keys of the blocks after it."""
+
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the pins on it."""
 
     def __init__(
         self,
@@ -607,10 +639,14 @@ class BlockNode(_message.Message):
         value: _builtins.float = ...,
         protected_by: _builtins.str = ...,
         salt: _builtins.str = ...,
+        fingerprint: _builtins.bytes = ...,
+        pins: _abc.Iterable[_builtins.str] | None = ...,
+        quarantined: _builtins.bool = ...,
+        hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "child_keys", b"child_keys", "depth", b"depth", "frequency", b"frequency", "idle_s", b"idle_s", "key", b"key", "parent_key", b"parent_key", "protected_by", b"protected_by", "records", b"records", "salt", b"salt", "token_ids", b"token_ids", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "child_keys", b"child_keys", "depth", b"depth", "fingerprint", b"fingerprint", "frequency", b"frequency", "hits", b"hits", "idle_s", b"idle_s", "key", b"key", "parent_key", b"parent_key", "pins", b"pins", "protected_by", b"protected_by", "quarantined", b"quarantined", "records", b"records", "salt", b"salt", "token_ids", b"token_ids", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
