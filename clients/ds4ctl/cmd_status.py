@@ -4,11 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ds4ctl.cache_options import open_cache
+from ds4ctl.cache_text import stat_lines
 from ds4ctl.options import home_option, json_option, number, open_client
 from ds4ctl.output import enum_word, plain, write_json
 
 if TYPE_CHECKING:
     from ds4.v1.admin_pb2 import EngineStatus, RequestStatus, StatusResponse
+
+# How the daemon is must not wait for another process.
+_CACHE_TIMEOUT_S = 2.0
 
 
 @click.command()
@@ -34,10 +39,24 @@ def status(wait_s: float | None, as_json: bool) -> None:
                 "see what it does with `ds4ctl status`",
             )
         response = client.status()
+    _add_cache(response)
     if as_json:
         write_json(plain(response))
     else:
         click.echo("\n".join(_lines(response)))
+
+
+def _add_cache(response: "StatusResponse") -> None:
+    """What the KV cache says of itself, where it runs; the daemon does without it too."""
+    from ds4_client import Ds4Error
+
+    if response.HasField("kv_cache"):
+        return
+    try:
+        with open_cache() as cache:
+            response.kv_cache.CopyFrom(cache.stat(timeout_s=_CACHE_TIMEOUT_S))
+    except Ds4Error:
+        return
 
 
 def _lines(response: "StatusResponse") -> list[str]:
@@ -59,6 +78,8 @@ def _lines(response: "StatusResponse") -> list[str]:
         lines += _engine(response.engine)
     if response.HasField("kv_link"):
         lines.append(f"  cache   {_word(response.kv_link, 'state')}")
+    if response.HasField("kv_cache"):
+        lines += stat_lines(response.kv_cache)
     return lines + [_request(one) for one in response.engine.requests]
 
 

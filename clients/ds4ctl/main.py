@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from ds4ctl.cmd_cache import cache
+from ds4ctl.cmd_cache_change import COMMANDS as CACHE_CHANGES
 from ds4ctl.cmd_cancel import cancel
 from ds4ctl.cmd_chat import chat
 from ds4ctl.cmd_run import run
@@ -32,8 +34,10 @@ def ds4ctl() -> None:
     """Talk to the model that ds4-daemon has loaded on this machine."""
 
 
-for _command in (run, chat, status, tokenize, cancel):
+for _command in (run, chat, status, tokenize, cancel, cache):
     ds4ctl.add_command(_command)
+for _command in CACHE_CHANGES:
+    cache.add_command(_command)
 
 
 def main() -> None:

@@ -103,11 +103,17 @@ def generation_options(command: _F) -> _F:
     return command
 
 
+def home() -> str | None:
+    """The home that was asked for; None: that of the environment."""
+    chosen: str | None = click.get_current_context().meta.get(_HOME_KEY)
+    return chosen
+
+
 def open_client() -> "Client":
     """A client of the home that was asked for."""
     from ds4_client import Client
 
-    return Client(click.get_current_context().meta.get(_HOME_KEY), name="ds4ctl")
+    return Client(home(), name="ds4ctl")
 
 
 def read_input() -> str:
