@@ -100,11 +100,11 @@ def _structure(store: Store, nodes: list[Node]) -> Iterator[tuple[Node | None, K
             if not sound and store.is_stored(node):
                 yield node, kind, f"the tokens of {_name(node)} are not those of its key"
     with store.lock:
-        known = store.index.nodes
-        waits = store.writer.waits_to_go
-        strays = {key for key, _ in parts if key not in known and not waits(key)}
+        strays = sum(
+            not store.writer.waits(key) and not store.has(key, kind) for key, kind in parts
+        )
     if strays:
-        yield None, Kind.BLOCK, f"{len(strays)} keys have parts and no block"
+        yield None, Kind.BLOCK, f"the parts of {strays} records belong to nothing"
 
 
 def _name(node: Node) -> str:

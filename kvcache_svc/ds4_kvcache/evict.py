@@ -95,6 +95,9 @@ class _Plan:
             return "inner"
         return "fresh" if self.fresh(node) else ""
 
+    def took(self, node: Node, kind: Kind) -> bool:
+        return node in (self.no_checkpoint if kind is Kind.CHECKPOINT else self.gone)
+
     def take(self, victim: Victim) -> None:
         if victim.kind is Kind.CHECKPOINT:
             self.no_checkpoint.add(victim.node)
@@ -175,6 +178,8 @@ def plan(
     freed = 0
     while heap and (need_bytes is None or freed < need_bytes):
         least = heapq.heappop(heap)
+        if least.plan.took(least.node, least.kind):
+            continue  # it became a leaf, was entered again, and went then
         value = least.plan.value(least.node, least.kind)
         if value > least.value:  # a checkpoint above it went, so it saves more now
             heapq.heappush(heap, least._replace(value=value))

@@ -116,9 +116,9 @@ class Writer:
         """Bytes of records that are in memory only."""
         return self._waiting_bytes + self._in_flight_bytes
 
-    def waits_to_go(self, key: bytes) -> bool:
-        """Whether this key's deletion is not on disk yet."""
-        return key in self._gone
+    def waits(self, key: bytes) -> bool:
+        """Whether the disk does not have yet what became of this key."""
+        return self._busy or key in self._gone or key in self._dirty
 
     @property
     def idle(self) -> bool:
