@@ -23,6 +23,8 @@ from ds4_daemon.settings import Settings, load_settings
 EXIT_FAILED, EXIT_CONFIG = 1, 78
 # For the last events to reach clients once every request has ended.
 _FAREWELL_S = 2.0
+# For what waits to be saved: 64 MB at most.
+_SAVING_S = 5.0
 
 _log = structlog.get_logger()
 
@@ -59,6 +61,8 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_runtime.server import Server
 
     from ds4_daemon.engine.loop import Drained, Engine
+    from ds4_daemon.engine.prefix import Prefixes
+    from ds4_daemon.engine.reuse import Terms, make_prefixes
     from ds4_daemon.model.files import open_model
     from ds4_daemon.model.load import check, load_network
     from ds4_daemon.model.network import Network
@@ -89,8 +93,17 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             dequantized_budget_bytes=settings.dequantized_budget_bytes,
         )
 
+    def reuse(network: Network, engine: Engine) -> Prefixes:
+        return make_prefixes(network, engine, files, name, tenancy.home, terms)
+
+    terms = Terms(
+        settings.kv_cache,
+        settings.live_sessions_bytes,
+        settings.kv_min_saving_s,
+        settings.kv_deadline_s,
+    )
     limits = Limits(settings.max_running, settings.chunk_tokens)
-    engine = Engine(load, limits, settings.max_waiting)
+    engine = Engine(load, limits, settings.max_waiting, reuse)
 
     # The services, on a socket that says NOT_SERVING until there is a model.
     server = Server(tenancy, STATUS_CODES)
@@ -137,6 +150,8 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
                 task.cancel()
             await server.stop(_FAREWELL_S)
             await engine.close(_FAREWELL_S)
+            if engine.prefixes is not None:
+                await asyncio.to_thread(engine.prefixes.close_link, _SAVING_S)
     return EXIT_FAILED if engine.failure is not None else 0
 
 

@@ -58,6 +58,20 @@ class Settings(BaseSettings):
     # Four blocks of 128: long enough to share the reading of weights, short enough that the others
     # get their next token within a second on a slow machine.
     chunk_tokens: int = Field(512, ge=1, description="prompt tokens computed in one step")
+    kv_cache: bool = Field(
+        True, description="restore and save prefixes through ds4-kvcache, while it runs"
+    )
+    # A session of 100k tokens of the full-size model takes 1.4 GB on a CPU.
+    live_sessions_bytes: int = Field(
+        2_000_000_000, ge=0, description="memory for sessions kept after their requests"
+    )
+    # Less than a third of a second of computing nobody notices.
+    kv_min_saving_s: float = Field(
+        0.3, ge=0, description="restore only what takes longer than this to compute"
+    )
+    kv_deadline_s: float = Field(
+        2.0, gt=0, description="least time that a restore may take before the prompt is computed"
+    )
     # The model's release recommends sampling from the unchanged distribution.
     temperature: float = Field(1.0, ge=0, le=2, description="when a request sets none")
     top_p: float = Field(1.0, gt=0, le=1, description="when a request sets none")

@@ -188,7 +188,7 @@ def test_the_budget_bounds_what_is_kept(network: Network) -> None:
         kept = [session.ids[:300].tolist() for session in engine.prefixes.idle]
         assert 1 <= len(kept) < 4
         assert kept[-1] == prompts[3]
-        assert engine.prefixes.live_bytes <= 16_000_000
+        assert engine.prefixes.idle_bytes <= 16_000_000
 
     async def none(engine: Engine) -> None:
         await finish(engine, sequence("1", prompts[0]))

@@ -58,7 +58,7 @@ def test_events_come_in_order(daemon: Daemon) -> None:
     assert finished.usage.completion_tokens == 8
     assert finished.usage.ttft_ms > 0
     assert finished.usage.cached_live_tokens == finished.usage.cached_restored_tokens == 0
-    assert finished.usage.miss_reason == types_pb2.MISS_REASON_DISABLED
+    assert finished.usage.miss_reason == types_pb2.MISS_REASON_TOO_SHORT
 
 
 def test_text_equals_the_tokens(daemon: Daemon) -> None:

@@ -313,6 +313,8 @@ class Engine:
 
     def _end(self, sequence: Sequence, error: DaemonError | None = None) -> Ended:
         self._stepper.close(sequence)
+        self.totals.cached_live_tokens += sequence.cached_live_tokens
+        self.totals.cached_restored_tokens += sequence.cached_restored_tokens
         return Ended(sequence.finish or Finish.ERROR, error)
 
     def _post(self, call: Callable[[Any], object], value: object) -> None:

@@ -46,10 +46,11 @@ class Prefixes:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.idle: list[Session] = []  # least recently used first
+        self.idle_bytes = 0  # memory of these
         self._new_state = new_state
         self._layout = layout if layout is not None and layout.fits else None
-        self._link = link if self._layout is not None else None
-        self._saver = Saver(self._link) if self._link is not None else None
+        self.link = link if self._layout is not None else None
+        self._saver = Saver(self.link) if self.link is not None else None
         self._live_bytes = live_bytes
         self._prefill_tok_s = prefill_tok_s
         self._wake = wake
@@ -122,9 +123,10 @@ class Prefixes:
             return False
         session = self._open[sequence]
         _log.warning("restored prefix failed", request_id=sequence.request_id)
-        if self._link is not None:
+        if self.link is not None:
+            session.extend_keys(self.link.digest, sequence.cached_restored_tokens)
             key = session.keys[sequence.cached_restored_tokens // BLOCK_TOKENS - 1]
-            self._link.invalidate(
+            self.link.invalidate(
                 key, "RESTORE_FAILED", "the model failed on the restored state", quarantine=False
             )
         sequence.cached_restored_tokens = 0
@@ -148,10 +150,10 @@ class Prefixes:
             self._saver.save_end(session)
         self._keep(session)
 
-    @property
-    def live_bytes(self) -> int:
-        """Memory of the sessions that no request runs on."""
-        return sum(session.nbytes for session in self.idle)
+    def close_link(self, patience_s: float) -> None:
+        """Send what waits to be saved; once the engine's thread has ended."""
+        if self.link is not None:
+            self.link.close(patience_s)
 
     def cached_live(self, ids: "np.ndarray[tuple[int], np.dtype[np.int32]]", salt: str) -> int:
         """Tokens of a prompt that a live session would save."""
@@ -205,6 +207,7 @@ class Prefixes:
             return None
         if whole:
             self.idle.remove(best)
+            self.idle_bytes -= best.nbytes
             best.resumed(no_save=sequence.cache.no_save)
             return best
         if best in self.idle:  # used: last to leave
@@ -217,7 +220,7 @@ class Prefixes:
 
     def _restore(self, sequence: Sequence, session: Session) -> bool:
         """Whether a restore was begun."""
-        link, layout = self._link, self._layout
+        link, layout = self.link, self._layout
         most = (sequence.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         if link is None or layout is None:
             sequence.miss = Miss.DISABLED
@@ -251,9 +254,9 @@ class Prefixes:
         if not session.length or session.no_save:
             return
         self.idle.append(session)
-        excess = self.live_bytes - self._live_bytes
-        while self.idle and excess > 0:
+        self.idle_bytes = sum(kept.nbytes for kept in self.idle)
+        while self.idle and self.idle_bytes > self._live_bytes:
             leaving = self.idle.pop(0)
-            excess -= leaving.nbytes
+            self.idle_bytes -= leaving.nbytes
             if self._saver is not None:
                 self._saver.save_end(leaving)  # once more, where something was dropped

@@ -32,6 +32,8 @@ class Totals:
     failed: int = 0
     prompt_tokens: int = 0
     prefilled_tokens: int = 0  # the engine's, as are the rest
+    cached_live_tokens: int = 0
+    cached_restored_tokens: int = 0
     generated_tokens: int = 0
     steps: int = 0
     failed_steps_in_a_row: int = 0

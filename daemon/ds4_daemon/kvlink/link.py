@@ -7,6 +7,7 @@ service.
 
 import contextlib
 import threading
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,8 @@ class Link:
             try:
                 result = self._restorer(wanted, make, lambda: pending.abandoned)
             except Exception:  # noqa: BLE001 (logged; a request must not wait for ever)
-                _log.exception("restore failed")
+                # No `exception`: it would log the values of variables, and with them the prompt.
+                _log.error("restore failed", trace=traceback.format_exc())
                 result = Restored(0, None, Miss.RESTORE_FAILED)
             if result.tokens:
                 self.restores += 1
@@ -94,6 +96,11 @@ class Link:
         """Have a restored record that could not be used dropped, or set aside, with all below."""
         cause = types_pb2.Error(reason=reason, message=message)
         self._later(lambda: self.store.invalidate(key, cause, quarantine=quarantine))
+
+    def look(self) -> None:
+        """Find out whether the service came back, for the next to ask."""
+        if not self.store.connected:
+            self._later(self._probe)
 
     def close(self, patience_s: float) -> None:
         """Send what waits for at most so long, then end."""
@@ -123,4 +130,4 @@ class Link:
             try:
                 job()
             except Exception:  # noqa: BLE001 (logged; the thread serves all requests to come)
-                _log.exception("link job failed")
+                _log.error("link job failed", trace=traceback.format_exc())

@@ -142,7 +142,7 @@ class Restorer:
         try:
             for header, data in self._records(lease, tokens, end_s, keys):
                 if abandoned():
-                    raise LinkError(Miss.NONE, "nobody waits for it any more")
+                    raise LinkError(Miss.NONE, "abandoned")  # noqa: TRY301 (as a fault would)
                 block = header.depth - 1
                 if header.kind == 2:
                     self._unpack(header, data, self._layout.checkpoint(tokens), target)
@@ -154,15 +154,12 @@ class Restorer:
                     )
                     if len(jobs) > _AHEAD:
                         jobs.pop(0).result()
-        finally:
-            # Nothing may write into a target that somebody uses or that is given up.
+            for job in jobs:
+                job.result()
+        except BaseException:
             for job in jobs:
                 job.cancel()
-            for job in jobs:
-                if not job.cancelled():
-                    job.exception()
-        for job in jobs:
-            job.result()
+            raise
         if not checkpoint or blocks != set(range(len(keys))):
             raise LinkError(Miss.UNAVAILABLE, "the service left records out")
 

@@ -7,6 +7,7 @@ No fault here reaches anyone but the log and the counters.
 """
 
 import threading
+import traceback
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ class Sender:
                 for _, part in groupby(batch, key=lambda save: save.chain):
                     self._send(list(part))
             except Exception:  # noqa: BLE001 (logged; other sessions are to be saved too)
-                _log.exception("saving failed")
+                _log.error("saving failed", trace=traceback.format_exc())
                 for save in batch:
                     save.chain.broken = True
             finally:

@@ -5,6 +5,7 @@ Owns the channel and the handle. Every fault becomes a `LinkError` with the reas
 told; nothing else leaves this module. Called from the link's threads, never from the engine's.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,15 +64,16 @@ class Data(NamedTuple):
 
 
 class Store:
-    """One fingerprint's store in the service on `socket`."""
+    """One fingerprint's store in the service on the socket `path`."""
 
-    def __init__(self, socket: Path, identity: Identity) -> None:
+    def __init__(self, path: Path, identity: Identity) -> None:
         self.identity = identity
+        self._socket = path
         self.min_tokens = 0  # as the service says once it is open
         self.chunk_bytes = 1024 * 1024
         self.problem = ""
         self.prefill_tok_s = 0.0
-        self._channel = grpc.insecure_channel(grpc_target(socket), _OPTIONS)
+        self._channel = grpc.insecure_channel(grpc_target(path), _OPTIONS)
         self._stub = kvcache_pb2_grpc.KvCacheStub(self._channel)
         # Record data skips protobuf: parsing would copy every megabyte once more.
         self._fetch = self._channel.unary_stream(
@@ -172,6 +174,9 @@ class Store:
                 return self._handle
             if time.monotonic() < self._retry_s:
                 raise LinkError(Miss.UNAVAILABLE, self.problem)
+            if not _answers(self._socket):
+                self.problem = "no KV cache service answers in this home"
+                raise LinkError(Miss.UNAVAILABLE, self.problem)
             mine = self.identity
             request = pb.OpenRequest(
                 fingerprint=pb.Fingerprint(digest=mine.digest, json=mine.json),
@@ -181,7 +186,8 @@ class Store:
                 prefill_tok_s=self.prefill_tok_s,
             )
             try:
-                opened = self._stub.Open(request, timeout=_OPEN_S)
+                # It listens, so what the channel waits for is only its own pause after failures.
+                opened = self._stub.Open(request, timeout=_OPEN_S, wait_for_ready=True)
             except (grpc.RpcError, ValueError) as error:
                 raise self._fault(error) from error
             self._handle = opened.store
@@ -221,6 +227,17 @@ class Store:
             call()
         except (grpc.RpcError, ValueError) as error:
             self.problem = str(error)
+
+
+def _answers(path: Path) -> bool:
+    """Whether a process listens there: told in microseconds, and no call waits for nobody."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0.2)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 def parse_fetch(message: bytes) -> Any:

@@ -44,6 +44,11 @@ class ModelFiles:
         self._maps = [_map(path) for path in paths]
         self._views = [np.frombuffer(opened, np.uint8) for opened in self._maps]
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return list(self._opened)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

@@ -20,6 +20,7 @@ from ds4_runtime import host
 from ds4_daemon.engine.loop import Drained, Engine
 from ds4_daemon.engine.memory import device_name, mlx_memory
 from ds4_daemon.errors import NotBuiltError, RequestError
+from ds4_daemon.rpc.kv_status import kv_link_status
 from ds4_daemon.sched.sequence import Sequence, State
 
 _MIN_WATCH_MS = 100  # ten a second are as many as an eye can use
@@ -33,6 +34,7 @@ _STATES = {
 }
 _PHASES = {
     State.WAITING: inference_pb2.PHASE_QUEUED,
+    State.RESTORE: inference_pb2.PHASE_RESTORE,
     State.PREFILL: inference_pb2.PHASE_PREFILL,
     State.DECODE: inference_pb2.PHASE_DECODE,
     State.DONE: inference_pb2.PHASE_UNSPECIFIED,
@@ -114,7 +116,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
             ),
             model=self._model_status(),
             engine=self._engine_status(),
-            kv_link=pb.KvLinkStatus(state=pb.KV_LINK_STATE_DISABLED),
+            kv_link=kv_link_status(self._engine.prefixes),
         )
         if problem is not None:
             status.process.problem.CopyFrom(
@@ -126,6 +128,9 @@ class Admin(admin_pb2_grpc.AdminServicer):
         model = self._engine.model
         if model is None:
             return None
+        prefixes = self._engine.prefixes
+        if prefixes is not None and prefixes.link is not None:
+            self._model.fingerprint = prefixes.link.digest
         self._model.load_s = self._engine.load_s
         self._model.device = model.device
         self._model.device_name = device_name(model.device)
@@ -162,6 +167,8 @@ class Admin(admin_pb2_grpc.AdminServicer):
                 prompt_tokens=totals.prompt_tokens,
                 prefilled_tokens=totals.prefilled_tokens,
                 generated_tokens=totals.generated_tokens,
+                cached_live_tokens=totals.cached_live_tokens,
+                cached_restored_tokens=totals.cached_restored_tokens,
                 steps=totals.steps,
                 busy_s=totals.busy_s,
             ),
@@ -169,6 +176,10 @@ class Admin(admin_pb2_grpc.AdminServicer):
             decode_tok_s=totals.decode.tokens_per_s,
             failed_steps=totals.failed_steps_in_a_row,
         )
+        if engine.prefixes is not None:
+            status.idle_sessions = len(engine.prefixes.idle)
+            status.idle_sessions_bytes = engine.prefixes.idle_bytes
+            status.memory.state_bytes += engine.prefixes.idle_bytes
         if totals.last_step_s is not None:
             status.last_step_age_s = now_s - totals.last_step_s
         return status
@@ -176,8 +187,9 @@ class Admin(admin_pb2_grpc.AdminServicer):
 
 def _request(engine: Engine, sequence: Sequence, now_s: float) -> pb.RequestStatus:
     speed = 0.0
-    if sequence.state is State.PREFILL and sequence.started_s is not None:
-        speed = sequence.computed_tokens / max(now_s - sequence.started_s, 1e-6)
+    if sequence.state is State.PREFILL and sequence.prefill_began_s is not None:
+        computed = sequence.computed_tokens - sequence.cached_tokens
+        speed = computed / max(now_s - sequence.prefill_began_s, 1e-6)
     elif sequence.first_token_s is not None and sequence.generated_tokens > 1:
         speed = (sequence.generated_tokens - 1) / max(now_s - sequence.first_token_s, 1e-6)
     return pb.RequestStatus(
@@ -191,6 +203,8 @@ def _request(engine: Engine, sequence: Sequence, now_s: float) -> pb.RequestStat
         max_tokens=sequence.max_tokens,
         tokens_per_s=speed,
         age_s=now_s - sequence.arrived_s,
+        cached_live_tokens=sequence.cached_live_tokens,
+        cached_restored_tokens=sequence.cached_restored_tokens,
         queue_position=engine.room.position(sequence),
         state_bytes=sequence.state_bytes,
     )

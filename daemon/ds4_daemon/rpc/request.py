@@ -11,11 +11,12 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from ds4.v1 import inference_pb2, types_pb2
+from ds4_runtime.kv_keys import SALT_MAX_BYTES
 
 from ds4_daemon.errors import ModelFileError, NotBuiltError, RequestError
 from ds4_daemon.rpc.conversation import to_conversation
 from ds4_daemon.sched.sampling import Sampling
-from ds4_daemon.sched.sequence import Client, Sequence
+from ds4_daemon.sched.sequence import CacheUse, Client, Sequence
 from ds4_daemon.text.chat import Ladder, Opening, Rendered, complete, render
 from ds4_daemon.text.parse import OutputParser
 from ds4_daemon.text.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ class Prompt:
 
     ids: Items[int]
     opening: Opening
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,6 @@ class Job:
 
     sequence: Sequence
     parser: OutputParser
-    cache_bypassed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,11 @@ class Requests:
             request.priority,
             arrived_s,
             arrived_s + request.deadline_ms / 1000 if request.deadline_ms else None,
+            CacheUse(check_salt(request.cache.salt), request.cache.bypass, request.cache.no_save),
+            prompt.shared_tokens,
         )
         parser = OutputParser(prompt.opening, list(request.sampling.stop))
-        return Job(sequence, parser, request.cache.bypass)
+        return Job(sequence, parser)
 
     def prompt(self, prompt: inference_pb2.Prompt, most_tokens: int | None = None) -> Prompt:
         """The ids of any of the three forms. Raises RequestError, also above `most_tokens`."""
@@ -145,7 +148,7 @@ class Requests:
                     "the request has no prompt",
                     "set text, conversation or token_ids",
                 )
-        return Prompt(rendered.ids, rendered.opening)
+        return Prompt(rendered.ids, rendered.opening, rendered.shared_tokens)
 
     def _fewest_tokens(self, prompt: inference_pb2.Prompt) -> int:
         """Tokens that the prompt has at least, told from its length."""
@@ -187,6 +190,17 @@ class Requests:
             wire.seed if wire.HasField("seed") else secrets.randbits(64),
             wire.top_logprobs if wire.logprobs else None,
         )
+
+
+def check_salt(salt: str) -> str:
+    """The salt. Raises RequestError where no key can be made with it."""
+    if len(salt.encode()) > SALT_MAX_BYTES:
+        raise RequestError(
+            "SALT_TOO_LONG",
+            f"the salt has more than {SALT_MAX_BYTES} bytes",
+            "use a short name for the domain",
+        )
+    return salt
 
 
 def _decimal(value: float) -> float:

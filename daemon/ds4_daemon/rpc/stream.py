@@ -44,6 +44,8 @@ _ENDINGS: dict[Finish, DaemonError] = {
     ),
 }
 
+_PHASES = {State.WAITING: pb.PHASE_QUEUED, State.RESTORE: pb.PHASE_RESTORE}
+
 _log = structlog.get_logger()
 
 
@@ -70,6 +72,7 @@ async def follow(
             client=sequence.client.name,
             reason=reason.removeprefix("FINISH_REASON_").lower(),
             prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.cached_tokens,
             generated_tokens=sequence.generated_tokens,
             age_ms=round((time.monotonic() - sequence.arrived_s) * 1e3),
         )
@@ -120,16 +123,16 @@ async def _next(events: Events, timeout_s: float | None) -> list[Event]:
 
 
 def _progress(engine: Engine, sequence: Sequence, now_s: float) -> pb.Progress:
-    waiting = sequence.state is State.WAITING
     progress = pb.Progress(
-        phase=pb.PHASE_QUEUED if waiting else pb.PHASE_PREFILL,
+        phase=_PHASES.get(sequence.state, pb.PHASE_PREFILL),
         prefilled_tokens=sequence.computed_tokens,
         total_tokens=sequence.prompt_tokens,
         queue_position=engine.room.position(sequence),
     )
-    if sequence.started_s is not None and sequence.computed_tokens:
-        took_s = max(now_s - sequence.started_s, 1e-6)
-        progress.tokens_per_s = sequence.computed_tokens / took_s
+    computed = sequence.computed_tokens - sequence.cached_tokens
+    if sequence.prefill_began_s is not None and computed > 0:
+        took_s = max(now_s - sequence.prefill_began_s, 1e-6)
+        progress.tokens_per_s = computed / took_s
         left = sequence.prompt_tokens - sequence.computed_tokens
         progress.eta_s = left / progress.tokens_per_s
     return progress
@@ -191,15 +194,13 @@ class _Answer:
 
     def _usage(self) -> pb.Usage:
         sequence = self._job.sequence
-        # Prefixes are not reused yet, so the whole prompt was computed, and this says why.
-        bypassed = self._job.cache_bypassed
         usage = pb.Usage(
             prompt_tokens=sequence.prompt_tokens,
             completion_tokens=self.tokens,
             reasoning_tokens=self._reasoning_tokens,
-            miss_reason=types_pb2.MISS_REASON_BYPASSED
-            if bypassed
-            else types_pb2.MISS_REASON_DISABLED,
+            cached_live_tokens=sequence.cached_live_tokens,
+            cached_restored_tokens=sequence.cached_restored_tokens,
+            miss_reason=types_pb2.MissReason.ValueType(sequence.miss.value),
         )
         arrived_s, started_s, first_s = (
             sequence.arrived_s,
@@ -210,7 +211,9 @@ class _Answer:
             usage.queue_ms = (started_s - arrived_s) * 1e3
         if started_s is not None and first_s is not None and sequence.last_token_s is not None:
             usage.ttft_ms = (first_s - arrived_s) * 1e3
-            usage.prefill_tok_s = sequence.prompt_tokens / max(first_s - started_s, 1e-6)
+            began_s = sequence.prefill_began_s or started_s
+            computed = sequence.prompt_tokens - sequence.cached_tokens
+            usage.prefill_tok_s = computed / max(first_s - began_s, 1e-6)
             if (span_s := sequence.last_token_s - first_s) > 0:
                 usage.decode_tok_s = (sequence.generated_tokens - 1) / span_s
         return usage

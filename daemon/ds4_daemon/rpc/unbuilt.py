@@ -21,8 +21,8 @@ def _no_sessions(self: object, request: object, context: object) -> NoReturn:
 def _no_cache(self: object, request: object, context: object) -> NoReturn:
     raise NotBuiltError(
         "KV_CACHE_NOT_BUILT",
-        "ds4-daemon keeps no KV cache; a service of its own will",
-        "run without it: prompts are computed whole",
+        "ds4-daemon keeps no KV cache; ds4-kvcache does",
+        "ask on that process's socket",
     )
 
 
@@ -34,7 +34,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
 
 class KvCache(kvcache_pb2_grpc.KvCacheServicer):
-    """The KV cache: another process's, not built."""
+    """The KV cache: another process's."""
 
     Open = Lookup = Fetch = Have = Release = Invalidate = _no_cache
     Stat = List = Inspect = Evict = Pin = Verify = Compact = Purge = _no_cache

@@ -17,7 +17,7 @@ import deepseek_recipe as recipe
 from ds4_daemon.errors import RequestError
 from ds4_daemon.text.check import check_conversation, json_object
 from ds4_daemon.text.conversation import Conversation, Effort, Message, ResponseForm, Role, Tool
-from ds4_daemon.text.tokenizer import DSML, THINK, Prompt, Tokenizer
+from ds4_daemon.text.tokenizer import ASSISTANT, DSML, THINK, USER, Prompt, Tokenizer
 
 # An effort is a prefix text, and which prefix it is depends on the checkpoint. The library's own
 # words are those of the second ladder: "low" is no prefix, "high" reads "absolute maximum", "max"
@@ -59,11 +59,16 @@ class Opening(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt as text (specials spelled out), as ids, and what it leaves for the model to do."""
+    """A prompt as text (specials spelled out), as ids, and what it leaves for the model to do.
+
+    `shared_tokens` is where the part ends that other conversations are likely to begin with: the
+    last user's turn before the first answer.
+    """
 
     text: str
     ids: list[int]
     opening: Opening
+    shared_tokens: int = 0
 
 
 def complete(text: str, tokenizer: Tokenizer) -> Rendered:
@@ -84,7 +89,15 @@ def render(conversation: Conversation, tokenizer: Tokenizer, *, ladder: Ladder =
             "send valid Unicode, and whole numbers of at most 64 bits in schemas",
         ) from error
     prompt = Prompt(rendered.prompt, rendered.special_ranges)
-    return Rendered(prompt.text, tokenizer.encode_prompt(prompt), _opening(prompt))
+    ids = tokenizer.encode_prompt(prompt)
+    return Rendered(prompt.text, ids, _opening(prompt), _shared_tokens(ids, tokenizer))
+
+
+def _shared_tokens(ids: list[int], tokenizer: Tokenizer) -> int:
+    """Where the turn of the last user before the first answer begins; 0 where there is none."""
+    user, assistant = tokenizer.special_id(USER), tokenizer.special_id(ASSISTANT)
+    first_answer = ids.index(assistant) if assistant in ids else len(ids)
+    return max((at for at in range(first_answer) if ids[at] == user), default=0)
 
 
 def _opening(prompt: Prompt) -> Opening:

@@ -562,6 +562,7 @@ class EngineStatus(_message.Message):
     DECODE_TOK_S_FIELD_NUMBER: _builtins.int
     LAST_STEP_AGE_S_FIELD_NUMBER: _builtins.int
     IDLE_SESSIONS_FIELD_NUMBER: _builtins.int
+    IDLE_SESSIONS_BYTES_FIELD_NUMBER: _builtins.int
     FAILED_STEPS_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Requests that run."""
@@ -579,6 +580,8 @@ class EngineStatus(_message.Message):
     """Since the last step ended; not set before the first."""
     idle_sessions: _builtins.int
     """Sessions in memory that no request runs on."""
+    idle_sessions_bytes: _builtins.int
+    """Memory of these."""
     failed_steps: _builtins.int
     """Steps that failed in a row."""
     @_builtins.property
@@ -607,11 +610,12 @@ class EngineStatus(_message.Message):
         decode_tok_s: _builtins.float = ...,
         last_step_age_s: _builtins.float | None = ...,
         idle_sessions: _builtins.int = ...,
+        idle_sessions_bytes: _builtins.int = ...,
         failed_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_step_age_s", b"_last_step_age_s", "last_step_age_s", b"last_step_age_s", "memory", b"memory", "totals", b"totals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_step_age_s", b"_last_step_age_s", "decode_tok_s", b"decode_tok_s", "failed_steps", b"failed_steps", "idle_sessions", b"idle_sessions", "last_step_age_s", b"last_step_age_s", "max_running", b"max_running", "max_waiting", b"max_waiting", "memory", b"memory", "prefill_tok_s", b"prefill_tok_s", "requests", b"requests", "running", b"running", "totals", b"totals", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_step_age_s", b"_last_step_age_s", "decode_tok_s", b"decode_tok_s", "failed_steps", b"failed_steps", "idle_sessions", b"idle_sessions", "idle_sessions_bytes", b"idle_sessions_bytes", "last_step_age_s", b"last_step_age_s", "max_running", b"max_running", "max_waiting", b"max_waiting", "memory", b"memory", "prefill_tok_s", b"prefill_tok_s", "requests", b"requests", "running", b"running", "totals", b"totals", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_step_age_s: _TypeAlias = _typing.Literal["last_step_age_s"]  # noqa: Y015
     _WhichOneofArgType__last_step_age_s: _TypeAlias = _typing.Literal["_last_step_age_s", b"_last_step_age_s"]  # noqa: Y015
@@ -631,6 +635,12 @@ class KvLinkStatus(_message.Message):
     DROPPED_RECORDS_FIELD_NUMBER: _builtins.int
     CANARIES_FIELD_NUMBER: _builtins.int
     CANARY_FAILURES_FIELD_NUMBER: _builtins.int
+    RESTORES_FIELD_NUMBER: _builtins.int
+    RESTORED_TOKENS_FIELD_NUMBER: _builtins.int
+    MISSES_BY_REASON_FIELD_NUMBER: _builtins.int
+    SAVED_RECORDS_FIELD_NUMBER: _builtins.int
+    DUPLICATE_RECORDS_FIELD_NUMBER: _builtins.int
+    REFUSED_RECORDS_FIELD_NUMBER: _builtins.int
     state: Global___KvLinkState.ValueType
     """Its state."""
     queue_bytes: _builtins.int
@@ -641,9 +651,23 @@ class KvLinkStatus(_message.Message):
     """Restores that were recomputed and compared."""
     canary_failures: _builtins.int
     """Of these, those that disagreed."""
+    restores: _builtins.int
+    """Prefixes restored."""
+    restored_tokens: _builtins.int
+    """Their tokens."""
+    saved_records: _builtins.int
+    """Records that the service stored."""
+    duplicate_records: _builtins.int
+    """Records that it had already."""
+    refused_records: _builtins.int
+    """Records that it refused."""
     @_builtins.property
     def problem(self) -> _types_pb2.Error:
         """What is wrong; not set when nothing is."""
+
+    @_builtins.property
+    def misses_by_reason(self) -> _containers.RepeatedCompositeFieldContainer[_kvstore_pb2.MissCount]:
+        """Requests that asked for a prefix and got none, by reason."""
 
     def __init__(
         self,
@@ -654,10 +678,16 @@ class KvLinkStatus(_message.Message):
         dropped_records: _builtins.int = ...,
         canaries: _builtins.int = ...,
         canary_failures: _builtins.int = ...,
+        restores: _builtins.int = ...,
+        restored_tokens: _builtins.int = ...,
+        misses_by_reason: _abc.Iterable[_kvstore_pb2.MissCount] | None = ...,
+        saved_records: _builtins.int = ...,
+        duplicate_records: _builtins.int = ...,
+        refused_records: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "canary_failures", b"canary_failures", "dropped_records", b"dropped_records", "problem", b"problem", "queue_bytes", b"queue_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canaries", b"canaries", "canary_failures", b"canary_failures", "dropped_records", b"dropped_records", "duplicate_records", b"duplicate_records", "misses_by_reason", b"misses_by_reason", "problem", b"problem", "queue_bytes", b"queue_bytes", "refused_records", b"refused_records", "restored_tokens", b"restored_tokens", "restores", b"restores", "saved_records", b"saved_records", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
