@@ -18,7 +18,7 @@ from ds4_kvcache.record import NodeValue, Record, Use
 NODE_BYTES = 1024
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Root:
     """Where the chains of one salt begin."""
 
@@ -27,7 +27,7 @@ class Root:
     children: list["Node"] = field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)  # a node's fields lead to the whole tree
 class Node:
     """A stored block. Frames and tokens are here until they are on disk."""
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvcache_pb2_grpc, kvstore_pb2
 from ds4_runtime import kv_keys
@@ -34,13 +33,17 @@ PACKED = kvstore_pb2.CODEC_PACKED
 FINGERPRINT = '{"arch":"test","epoch":1}'
 
 
+class NotServingError(Exception):
+    """A service that was started does not serve; its log."""
+
+
 class Service:
     """One ds4-kvcache in a home of its own."""
 
     def __init__(self, home: Path, *flags: str) -> None:
         self.home = Home(home)
         self.log = home / "kvcache.log"
-        self._command = [sys.executable, "-m", "ds4_kvcache.main", *flags]
+        self.command = [sys.executable, "-m", "ds4_kvcache.main", *flags]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Service":
@@ -49,7 +52,7 @@ class Service:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("DS4_")}
         environment = clean | {"DS4_HOME": str(self.home.path)}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stderr=log, env=environment)
+            self.process = subprocess.Popen(self.command, stderr=log, env=environment)
         deadline_s = time.monotonic() + START_LIMIT_S
         while True:
             with contextlib.suppress(grpc.RpcError), self.channel() as channel:
@@ -58,7 +61,7 @@ class Service:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return self
             if self.process.poll() is not None or time.monotonic() > deadline_s:
-                pytest.fail(f"the service does not serve: {self.log.read_text()}")
+                raise NotServingError(self.log.read_text())
             time.sleep(0.02)
 
     def stop(self) -> int:
@@ -95,6 +98,7 @@ class Restored:
 
     records: list[tuple[pb.RecordHeader, bytes]]
     failure: str
+    bad_key: bytes = b""  # of a record that did not match its CRC-32
 
 
 class Link:
@@ -169,7 +173,7 @@ class Link:
                     return Restored(records, part.failure.reason)
             if header.data_bytes and len(data) == header.data_bytes:
                 if zlib.crc32(data) != header.crc32:
-                    return Restored(records, "CRC_MISMATCH")
+                    return Restored(records, "CRC_MISMATCH", header.key)
                 records.append((header, bytes(data)))
         return Restored(records, "")
 
@@ -187,6 +191,9 @@ class Link:
             if header.kind == BLOCK:
                 assert header.key == keys[blocks], "wrong order"
                 blocks += 1
+        if restored.bad_key:  # as a daemon does
+            request = pb.InvalidateRequest(store=self.store, key=restored.bad_key)
+            self.stub.Invalidate(request, timeout=CALL_LIMIT_S)
         if restored.failure:
             return 0
         assert blocks * 128 == found.resume_tokens
