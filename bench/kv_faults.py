@@ -9,6 +9,7 @@ runs a few rounds of each kind.
 
 import argparse
 import contextlib
+import functools
 import json
 import random
 import shutil
@@ -23,9 +24,9 @@ from pathlib import Path
 
 import grpc
 import lmdb
-from ds4.v1 import kvcache_pb2, kvstore_pb2
+from ds4.v1 import admin_pb2, admin_pb2_grpc, kvcache_pb2, kvstore_pb2
 
-from tests.wire.kv_service import BLOCK, PACKED, Link, NotServingError, Service, prompt
+from tests.wire.kv_service import BLOCK, FINGERPRINT, PACKED, Link, NotServingError, Service, prompt
 
 FLAGS = ("--min-tokens", "128", "--budget-bytes", "400000000", "--free-floor-bytes", "0")
 PROMPTS = 6
@@ -130,11 +131,13 @@ def kill(patient: Patient) -> None:
             for i in range(PROMPTS):
                 patient.put(link, i)
                 link.restore(patient.prompts[i])
+                patient.put(link, i)
+                time.sleep(0.2)  # so that some are on disk and some are not
 
     patient.start()
     worker = threading.Thread(target=work)
     worker.start()
-    time.sleep(patient.random.uniform(0, 0.6))
+    time.sleep(patient.random.uniform(0, 2.0))
     patient.service.kill()
     worker.join()
     patient.start()
@@ -143,6 +146,7 @@ def kill(patient: Patient) -> None:
 def _stopped(damage: Callable[[Patient], None]) -> Callable[[Patient], None]:
     """A fault that is done to the file of a filled service which does not run."""
 
+    @functools.wraps(damage)
     def fault(patient: Patient) -> None:
         patient.start()
         patient.fill()
@@ -150,7 +154,6 @@ def _stopped(damage: Callable[[Patient], None]) -> Callable[[Patient], None]:
         damage(patient)
         patient.start()
 
-    fault.__doc__ = damage.__doc__
     return fault
 
 
@@ -231,7 +234,7 @@ def lose_power(patient: Patient) -> None:
 
 def fill_disk(patient: Patient) -> None:
     """The file cannot grow past a random size: writing fails with EFBIG, as with ENOSPC."""
-    limit = patient.random.randrange(200_000, 4_000_000)
+    limit = patient.random.randrange(200_000, 8_000_000)
     wrapper = (
         "import resource, runpy, sys\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
@@ -243,7 +246,12 @@ def fill_disk(patient: Patient) -> None:
     whole, patient.service = patient.service, limited
     try:
         patient.start()
-        patient.fill()
+        with patient.service.channel() as channel:
+            link = Link(channel, FINGERPRINT, BLOCK_BYTES)
+            for i in range(PROMPTS):
+                patient.put(link, i)
+                drain = admin_pb2.DrainRequest(limit_ms=700)  # a batch each, until one has no room
+                admin_pb2_grpc.AdminStub(channel).Drain(drain, timeout=30)
         patient.restore_all("on_full_disk")
         assert limited.process is not None
         assert limited.process.poll() is None, "the service died of a full disk"
@@ -258,7 +266,7 @@ def leave(patient: Patient) -> None:
     """A daemon dies in the middle of a fetch and of a put."""
     patient.start()
     with patient.service.channel() as channel:
-        link = Link(channel, '{"arch":"test","epoch":1}', BLOCK_BYTES)
+        link = Link(channel, FINGERPRINT, BLOCK_BYTES)
         patient.put(link, 0)
         found = link.lookup(patient.prompts[0])
         request = kvcache_pb2.FetchRequest(
