@@ -146,7 +146,6 @@ def test_what_is_not_built_says_so(daemon: Daemon) -> None:
         calls: list[tuple[str, Callable[[], Any]]] = [
             ("ATTACH_NOT_BUILT", lambda: inference.Attach(pb.AttachRequest())),
             ("ESTIMATE_NOT_BUILT", lambda: inference.Estimate(pb.EstimateRequest())),
-            ("EXPLAIN_NOT_BUILT", lambda: inference.Explain(pb.ExplainRequest())),
             ("DETACH_NOT_BUILT", lambda: inference.Generate(detached)),
             ("SESSIONS_NOT_BUILT", lambda: inference.Generate(kept)),
             ("LOAD_NOT_BUILT", lambda: admin.Load(admin_pb2.LoadRequest())),

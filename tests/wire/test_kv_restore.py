@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,13 +47,13 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 def generate(
-    daemon: Daemon, ids: list[int], tokens: int = 6, **cache: object
+    daemon: Daemon, ids: list[int], tokens: int = 6, **cache: Any
 ) -> tuple[list[int], pb.Usage]:
     """The tokens of a greedy answer, and what it used."""
     request = pb.GenerateRequest(
         prompt=pb.Prompt(token_ids=types_pb2.TokenIds(ids=ids)),
         sampling=types_pb2.Sampling(temperature=0, max_tokens=tokens, ignore_eos=True),
-        cache=pb.CachePolicy(**cache),  # type: ignore[arg-type]
+        cache=pb.CachePolicy(**cache),
     )
     with daemon.inference() as stub:
         events = list(stub.Generate(request, timeout=60))
@@ -82,7 +83,7 @@ def test_a_restored_state_equals_a_computed_one_bit_for_bit(
 ) -> None:
     """After a restart of both processes, logits, tokens and every array of the state are equal."""
     prompts = {f"{n:05}": np.array(prompt(n, n), np.int32) for n in LENGTHS}
-    np.savez(tmp_path / "prompts.npz", allow_pickle=False, **prompts)  # type: ignore[arg-type]
+    np.savez(tmp_path / "prompts.npz", allow_pickle=False, **prompts)
     results = []
     for name in ("cold", "restored"):
         out = tmp_path / f"{name}.npz"
@@ -210,3 +211,57 @@ def test_stopping_loses_nothing_that_waits(linked: Daemon, service: Service) -> 
     _, usage = generate(linked, ids, 1)
     assert usage.cached_restored_tokens == 1920
     assert hits(service)[0] == 1
+
+
+def explain(daemon: Daemon, ids: list[int], salt: str = "") -> pb.ExplainResponse:
+    with daemon.inference() as stub:
+        request = pb.ExplainRequest(
+            prompt=pb.Prompt(token_ids=types_pb2.TokenIds(ids=ids)), salt=salt
+        )
+        return stub.Explain(request, timeout=20)
+
+
+def text(daemon: Daemon, ids: list[int]) -> str:
+    with daemon.inference() as stub:
+        request = pb.DetokenizeRequest(tokens=types_pb2.TokenIds(ids=ids))
+        return stub.Detokenize(request, timeout=20).text
+
+
+def test_explain_shows_where_a_prompt_leaves_what_is_stored(linked: Daemon) -> None:
+    """The first token that differs, both texts around it, the reason and what it costs."""
+    ids = prompt(10, 1100)
+    generate(linked, ids, 1)
+    wait_for_saves(linked)
+    other = [*ids[:700], *prompt(11, 400)]
+    other[700] = ids[700] + 1
+    answer = explain(linked, other)
+    assert answer.reason == types_pb2.MISS_REASON_DIVERGED
+    assert (answer.prompt_tokens, answer.diverges_at) == (1100, 700)
+    assert answer.prompt_text == text(linked, other[676:724])
+    assert answer.stored_text == text(linked, ids[676:724])
+    assert answer.cost_s > 0
+    same = explain(linked, ids)
+    assert (same.cached_tokens, same.reason) == (1024, types_pb2.MISS_REASON_UNSPECIFIED)
+    assert not same.HasField("diverges_at")
+    assert same.cost_s < answer.cost_s
+
+
+def test_explain_shows_nothing_of_other_salts(linked: Daemon) -> None:
+    """Text that is stored in one salt is not told to another."""
+    ids = prompt(12, 700)
+    generate(linked, ids, 1, salt="a")
+    wait_for_saves(linked)
+    other = [*ids[:300], *prompt(13, 400)]
+    own, foreign = explain(linked, other, "a"), explain(linked, other, "b")
+    assert own.diverges_at == 300
+    assert not foreign.HasField("diverges_at")
+    assert foreign.stored_text == ""
+    assert foreign.reason == types_pb2.MISS_REASON_SALT
+
+
+def test_explain_without_a_service(linked: Daemon, service: Service) -> None:
+    """A service that is gone is the reason, and no error."""
+    service.kill()
+    answer = explain(linked, prompt(14, 700))
+    assert answer.reason == types_pb2.MISS_REASON_UNAVAILABLE
+    assert explain(linked, prompt(14, 50)).reason == types_pb2.MISS_REASON_TOO_SHORT

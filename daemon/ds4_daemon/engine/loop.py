@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -25,6 +27,8 @@ from ds4_daemon.errors import DaemonError, EngineError, RequestError, Unavailabl
 from ds4_daemon.sched.policy import Limits, StepPlan, plan
 from ds4_daemon.sched.queue import WaitingRoom
 from ds4_daemon.sched.sequence import Finish, Sequence, State
+
+_Answer = TypeVar("_Answer")
 
 _log = structlog.get_logger()
 
@@ -81,6 +85,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._open: dict[str, tuple[Sequence, Events]] = {}
         self._drained = 0
+        self._asked: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -132,6 +137,25 @@ class Engine:
         if sequence.stop_requested is None:
             sequence.stop_requested = finish
             self._wake.set()
+
+    def ask(self, call: Callable[[], _Answer]) -> "asyncio.Future[_Answer]":
+        """What `call` returns between two steps, on the thread that owns the sessions."""
+        answer: asyncio.Future[_Answer] = self._loop.create_future()
+
+        def deliver(take: Callable[[], None]) -> None:
+            if not answer.done():  # else nobody waits any more
+                take()
+
+        def run() -> None:
+            try:
+                take = partial(answer.set_result, call())
+            except Exception as error:  # noqa: BLE001 (raised again where it is awaited)
+                take = partial(answer.set_exception, error)
+            self._post(deliver, take)
+
+        self._asked.append(run)
+        self._wake.set()
+        return answer
 
     def wake(self) -> None:
         """Have the thread look again; from any thread."""
@@ -247,6 +271,8 @@ class Engine:
 
     def _step(self) -> bool:
         """One step; False when there was nothing to run."""
+        while self._asked:
+            self._asked.popleft()()
         self._stepper.poll()
         events = self._schedule()
         step = plan(self._running, self.limits)

@@ -8,6 +8,8 @@ runs on the engine's thread and waits for nothing: restores come back through `p
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -22,10 +24,21 @@ from ds4_daemon.misses import Miss
 from ds4_daemon.model.state import SessionState
 from ds4_daemon.sched.sequence import Sequence, State
 
+# As many as a person needs to see where a prompt went another way.
+NEXT_IDS = 64
+
 # Room that a restored session gets beyond its prompt: growing it would copy all its rows.
 _ROOM_TOKENS = 4096
 
 _log = structlog.get_logger()
+
+
+class Nearest(NamedTuple):
+    """The live session that goes with a prompt the longest, and what it has after that."""
+
+    common_tokens: int
+    usable_tokens: int  # of any session
+    next_ids: tuple[int, ...]
 
 
 class Prefixes:
@@ -155,9 +168,18 @@ class Prefixes:
         if self.link is not None:
             self.link.close(patience_s)
 
-    def cached_live(self, ids: "np.ndarray[tuple[int], np.dtype[np.int32]]", salt: str) -> int:
-        """Tokens of a prompt that a live session would save."""
-        return max((s.usable(ids)[0] for s in self._sessions(salt)), default=0)
+    def nearest(self, token_ids: Items[int], salt: str) -> Nearest:
+        """What live sessions of this salt have in common with a prompt."""
+        ids = np.array(token_ids, np.int32)
+        best = Nearest(0, 0, ())
+        for session in self._sessions(salt):
+            common = session.common(ids)
+            usable = max(session.usable(ids)[0], best.usable_tokens)
+            if common > best.common_tokens or not best.next_ids:
+                best = Nearest(common, usable, tuple(session.ids[common : common + NEXT_IDS]))
+            else:
+                best = best._replace(usable_tokens=usable)
+        return best
 
     # How a sequence gets its session.
 

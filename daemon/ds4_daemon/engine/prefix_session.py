@@ -63,14 +63,14 @@ class Session:
 
     def usable(self, ids: Ids) -> tuple[int, bool]:
         """How much of a prompt it saves, and whether that is all of the session."""
-        common = self._common(ids)
+        common = min(self.common(ids), len(ids) - 1)  # the last one's logits are wanted
         if 0 < self.length <= common:
             return self.length, True
         return self._deepest(common), False
 
     def usable_boundary(self, ids: Ids) -> int:
         """The same without taking it whole."""
-        return self._deepest(self._common(ids))
+        return self._deepest(min(self.common(ids), len(ids) - 1))
 
     def boundary(self, tokens: int) -> Bounded:
         """The bounded state kept there."""
@@ -115,9 +115,9 @@ class Session:
             parent = block_key(parent, pack_tokens(self.ids[at : at + BLOCK_TOKENS]))
             self.keys.append(parent)
 
-    def _common(self, ids: Ids) -> int:
-        """Tokens that both have in common, of those whose state exists; one of `ids` is left."""
-        count = min(self.length, len(ids) - 1)
+    def common(self, ids: Ids) -> int:
+        """Tokens that both begin with, of those whose state exists."""
+        count = min(self.length, len(ids))
         # The array is looked at and let go of: one with a view on it cannot grow.
         same = np.frombuffer(self.ids, np.int32)[:count] == ids[:count]
         return count if same.all() else int(same.argmin())

@@ -9,10 +9,12 @@ import contextlib
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
+from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import types_pb2
 
 from ds4_daemon.kvlink.layout import Layout
@@ -26,6 +28,15 @@ from ds4_daemon.misses import Miss
 _WORKERS = 2
 
 _log = structlog.get_logger()
+
+
+class Explained(NamedTuple):
+    """`next_ids` are stored where the prompt has something else, or nothing."""
+
+    usable_tokens: int
+    miss: Miss
+    common_tokens: int
+    next_ids: tuple[int, ...]
 
 
 class Pending:
@@ -87,6 +98,27 @@ class Link:
 
         self._later(run)
         return pending
+
+    def explain(self, token_ids: Sequence[int], salt: str, timeout_s: float) -> Explained:
+        """Where the service's knowledge of a prompt ends, and why. Waits for the service."""
+        try:
+            found = self.store.lookup(
+                pb.LookupRequest(salt=salt, token_ids=token_ids, max_tokens=len(token_ids) - 1),
+                timeout_s,
+            )
+            if found.lease:
+                self.store.release(found.lease)
+            near = self.store.lookup(
+                pb.LookupRequest(salt=salt, token_ids=token_ids, nearest=True), timeout_s
+            ).nearest
+        except LinkError as fault:
+            return Explained(0, fault.miss, 0, ())
+        return Explained(
+            found.resume_tokens,
+            Miss(found.miss_reason),
+            near.common_tokens,
+            tuple(near.next_token_ids),
+        )
 
     def save(self, save: Save) -> bool:
         """Have a record sent; False when it was dropped."""

@@ -15,8 +15,9 @@ from ds4.v1 import inference_pb2_grpc, types_pb2
 
 from ds4_daemon.engine.loop import Engine
 from ds4_daemon.errors import NotBuiltError
+from ds4_daemon.rpc.explain import explain
 from ds4_daemon.rpc.offload import Offload
-from ds4_daemon.rpc.request import Requests
+from ds4_daemon.rpc.request import Requests, check_salt
 from ds4_daemon.rpc.stream import follow, token_piece
 
 
@@ -86,9 +87,11 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             "Tokenize counts the prompt; Status shows the queue and the measured speeds",
         )
 
-    def Explain(self, request: object, context: object) -> NoReturn:
-        raise NotBuiltError(
-            "EXPLAIN_NOT_BUILT",
-            "prefixes are not reused yet, so every prompt is computed whole",
-            "the usage of a request has its miss_reason",
+    async def Explain(self, request: pb.ExplainRequest, context: object) -> pb.ExplainResponse:
+        self._engine.check_open()
+        salt = check_salt(request.salt)
+        prompt = await self._offload.run(
+            request.ByteSize(), partial(self._requests.prompt, request.prompt)
         )
+        self._requests.check_count(len(prompt.ids), "tokens")
+        return await explain(self._engine, self._requests.tokenizer, prompt.ids, salt)
