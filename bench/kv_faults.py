@@ -25,6 +25,7 @@ from pathlib import Path
 import grpc
 import lmdb
 from ds4.v1 import admin_pb2, admin_pb2_grpc, kvcache_pb2, kvstore_pb2
+from grpc import StatusCode
 
 from tests.wire.kv_service import BLOCK, FINGERPRINT, PACKED, Link, NotServingError, Service, prompt
 
@@ -93,8 +94,12 @@ class Patient:
 
     def store_anew(self, i: int) -> None:
         """Put a prompt and restore it whole, as soon as all that was damaged has been found."""
+        answer = kvcache_pb2.PutResponse()
         for _ in range(_TRIES):
-            with self.service.link(block_bytes=BLOCK_BYTES) as link:
+            with (
+                contextlib.suppress(grpc.RpcError),  # the file turns out to be damaged: once more
+                self.service.link(block_bytes=BLOCK_BYTES) as link,
+            ):
                 answer = self.put(link, i)
                 if link.restore(self.prompts[i]) == _whole(self.prompts[i]):
                     return
@@ -110,9 +115,10 @@ class Patient:
             try:
                 with self.service.link(block_bytes=BLOCK_BYTES) as link:
                     found = link.restore(tokens)
-            except grpc.RpcError:
+            except grpc.RpcError as error:
                 if self.service.process is None or self.service.process.poll() is None:
-                    self.counts["errors"] += 1
+                    known = error.code() in (StatusCode.DATA_LOSS, StatusCode.NOT_FOUND)
+                    self.counts[f"{when}_misses_told" if known else "errors"] += 1
                     continue
                 self.counts["crashes_of_service"] += 1
                 self.start()

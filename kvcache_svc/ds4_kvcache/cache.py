@@ -18,12 +18,12 @@ import structlog
 
 from ds4_kvcache import evict
 from ds4_kvcache.budget import Budget, WriteLog
-from ds4_kvcache.disk import FullError, Kind
+from ds4_kvcache.disk import BROKEN, FullError, Kind
 from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError
 from ds4_kvcache.evict import Scene, Victim
 from ds4_kvcache.identity import Identity
 from ds4_kvcache.index import Node
-from ds4_kvcache.load import open_store, pack_pin
+from ds4_kvcache.load import open_store, pack_pin, set_aside
 from ds4_kvcache.store import Store
 from ds4_kvcache.writer import BATCH_BYTES
 
@@ -35,6 +35,8 @@ HIGH_WATER, LOW_WATER = 0.95, 0.90
 # A store may hold a damaged one beside it, and LMDB's map must not end before the budget does.
 _MAP_SLACK_BYTES = 1 << 30
 _SLOW_DISK_S = 10.0
+# Where so much comes that all of the budget is fresh, what is fresh is what came last.
+_FRESH_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64)
 
 _log = structlog.get_logger()
 
@@ -86,6 +88,7 @@ class Cache:
     def open(self, identity: Identity, digest: bytes, prefill_tok_s: float) -> tuple[int, Store]:
         """The store of a fingerprint, made where it is new. Raises RequestError, FullError."""
         identity.check(digest)
+        self.retire_broken()
         with self._opening:
             known = [item for item in self.stores.items() if item[1].digest == digest]
             if known:
@@ -112,23 +115,34 @@ class Cache:
 
     def store(self, number: int) -> Store:
         """The store of a handle. Raises NotFoundError."""
-        try:
-            return self.stores[number]
-        except KeyError:
+        store = self.stores.get(number)
+        if store is None or store.broken:
             raise NotFoundError(
                 "NO_SUCH_STORE",
-                f"no store has the handle {number}: the service may have been restarted",
+                f"no store has the handle {number}: the service was restarted, or its file damaged",
                 "open it again",
-            ) from None
+            )
+        return store
 
     def delete(self, number: int) -> None:
         """Delete a store, file and all."""
+        shutil.rmtree(self._close(number).folder, ignore_errors=True)
+
+    def retire_broken(self) -> None:
+        """Set aside the stores whose files turned out to be damaged while they were open."""
+        with self._opening:
+            for number, store in list(self.stores.items()):
+                if store.broken:
+                    folder = self._close(number).folder
+                    set_aside(folder, DamagedError(BROKEN, "its pages are damaged"))
+
+    def _close(self, number: int) -> Store:
         with self.lock:
             store = self.stores.pop(number)
             self._counted.pop(store)
             self._leases = {k: v for k, v in self._leases.items() if v.store is not store}
         store.close(0.0)
-        shutil.rmtree(store.folder, ignore_errors=True)
+        return store
 
     def close(self, limit_s: float) -> None:
         """Bring everything to disk and close it."""
@@ -247,9 +261,10 @@ class Cache:
             if used + raw_bytes <= HIGH_WATER * room:
                 return
             self._evict(evict.thin)
-            need = self.used_bytes() + raw_bytes - int(LOW_WATER * room)
-            if need > 0:
-                self._drop(evict.plan(self.scenes(), need))
+            for share in _FRESH_SHARES:
+                need = self.used_bytes() + raw_bytes - int(LOW_WATER * room)
+                if need > 0 and (share == 1 or self.used_bytes() + raw_bytes > room):
+                    self._drop(evict.plan(self.scenes(share), need))
             if self.used_bytes() + raw_bytes > room:
                 raise RefusedError(
                     "BUDGET_FULL",
@@ -257,18 +272,19 @@ class Cache:
                     "raise budget_bytes of ds4-kvcache, make room on its disk, or take pins away",
                 )
 
-    def scenes(self) -> list[Scene]:
+    def scenes(self, fresh_share: float = 1.0) -> list[Scene]:
         """What eviction plans are made for; under the lock."""
-        return [self.scene(store) for store in self.stores.values()]
+        return [self.scene(store, fresh_share) for store in self.stores.values()]
 
-    def scene(self, store: Store) -> Scene:
+    def scene(self, store: Store, fresh_share: float = 1.0) -> Scene:
+        """A store as eviction sees it; `fresh_share` shortens the time that what is new stays."""
         return Scene(
             store.index,
             self.wall_s(),
             time.monotonic(),
             {lease.node for lease in self.leases(store)},
             store.prefill_tok_s,
-            self._fresh_s,
+            self._fresh_s * fresh_share,
         )
 
     def thin(self) -> None:

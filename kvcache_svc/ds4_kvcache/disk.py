@@ -18,6 +18,9 @@ import lmdb
 
 from ds4_kvcache.errors import DamagedError, KvError
 
+# The reason of damage to LMDB's own pages: nothing of the file can be trusted then.
+BROKEN = "STORE_DAMAGED"
+
 _Table: TypeAlias = Any  # a table of lmdb, whose type has no public name
 
 SCHEMA = 1
@@ -277,7 +280,9 @@ def _damage(verb: str) -> Iterator[None]:
         lmdb.BadDbiError,
         lmdb.BadValsizeError,
     ) as error:
-        raise DamagedError("STORE_DAMAGED", f"the store cannot be {verb}: {error}") from error
+        raise DamagedError(BROKEN, f"the store cannot be {verb}: {error}") from error
+    except SystemError as error:  # py-lmdb's cursor.delete, when the next key cannot be read
+        raise DamagedError(BROKEN, f"the store cannot be {verb}: {error.__cause__}") from error
 
 
 # The head of a meta page of LMDB 0.9 after the page header: magic, version, address, size of the

@@ -121,6 +121,7 @@ async def keep_house(cache: "Cache", scrub: "Scrub") -> None:
         await asyncio.sleep(_TICK_S)
         tick += 1
         cache.end_pins()
+        await asyncio.to_thread(cache.retire_broken)
         cache.leases()
         cache.count_writes()
         await asyncio.to_thread(cache.writes.save)

@@ -25,8 +25,8 @@ from ds4_runtime.kv_keys import (
 
 from ds4_kvcache import codec
 from ds4_kvcache.counters import Counters
-from ds4_kvcache.disk import Disk, Kind
-from ds4_kvcache.errors import NotFoundError, RefusedError, RequestError
+from ds4_kvcache.disk import BROKEN, Disk, Kind
+from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError, RequestError
 from ds4_kvcache.identity import Identity
 from ds4_kvcache.index import Index, Node, Root
 from ds4_kvcache.record import Record
@@ -80,7 +80,7 @@ class Store:
         self.pins: dict[str, tuple[bytes, float]] = {}  # name to key and end (Unix time, 0: none)
         self.prefill_tok_s = 0.0
         self.opened = False  # by a daemon since the service started
-        self.clean = False
+        self.clean = self._broken = False
         self.evicted: OrderedDict[bytes, None] = OrderedDict()  # keys that went lately
         self._damages_s: list[float] = []
         self._readers = threading.Condition(lock)
@@ -90,6 +90,12 @@ class Store:
     @property
     def folder(self) -> Path:
         return self.disk.folder
+
+    @property
+    def broken(self) -> bool:
+        """Whether LMDB's own pages are damaged: nothing of the file can be trusted then."""
+        problem = self.writer.problem
+        return self._broken or (problem is not None and problem.reason == BROKEN)
 
     @property
     def writable(self) -> bool:
@@ -174,6 +180,9 @@ class Store:
             self._reading += 1
         try:
             yield
+        except DamagedError as error:
+            self._broken = self._broken or error.reason == BROKEN
+            raise
         finally:
             with self._readers:
                 self._reading -= 1

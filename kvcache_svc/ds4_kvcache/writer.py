@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from ds4_kvcache.disk import Changes, Disk, FullError, Kind
-from ds4_kvcache.errors import DamagedError
+from ds4_kvcache.disk import Changes, Disk, Kind
+from ds4_kvcache.errors import KvError
 from ds4_kvcache.index import Index, Node
 from ds4_kvcache.record import pack_node, pack_use
 
@@ -69,7 +69,7 @@ class Writer:
         self._waiting_bytes = self._in_flight_bytes = 0
         self.written = Written()
         self.commit_ms: deque[float] = deque(maxlen=1000)
-        self.problem: FullError | DamagedError | None = None
+        self.problem: KvError | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -234,14 +234,18 @@ class Writer:
         self._oldest_s = time.monotonic() if self._anything else None
         return changes, nodes
 
-    def _commit(self, changes: Changes) -> FullError | DamagedError | None:
+    def _commit(self, changes: Changes) -> KvError | None:
         start_s = time.perf_counter()
         try:
             self.disk.write(changes)
-        except (FullError, DamagedError) as error:
+        except KvError as error:
             _log.error("batch lost", reason=error.reason, message=error.message)
             self.problem = error
             return error
+        except Exception as error:  # noqa: BLE001 (a writer that ends would hold all in memory)
+            _log.error("batch lost", exc_info=error)
+            self.problem = KvError("WRITE_FAILED", f"a batch failed: {error}")
+            return self.problem
         self.problem = None
         self.commit_ms.append(1000 * (time.perf_counter() - start_s))
         return None

@@ -11,7 +11,7 @@ from ds4_runtime.kv_keys import unpack_tokens
 from ds4_kvcache import evict
 from ds4_kvcache.browse import Prefix, Selection, last_s
 from ds4_kvcache.cache import Cache
-from ds4_kvcache.disk import Kind
+from ds4_kvcache.disk import DiskStat, Kind
 from ds4_kvcache.errors import DamagedError, KvError
 from ds4_kvcache.index import NODE_BYTES, Node
 from ds4_kvcache.record import Record
@@ -38,7 +38,7 @@ def finding(message: str) -> types_pb2.Error:
 
 def store_stats(cache: Cache, store: Store) -> pb.StoreStats:
     """Figures of one store."""
-    disk = store.disk.stat()
+    disk = _disk_stat(store)
     with cache.lock:
         index, counters, writer = store.index, store.counters, store.writer
         stats = pb.StoreStats(
@@ -79,6 +79,14 @@ def store_stats(cache: Cache, store: Store) -> pb.StoreStats:
         elif not store.writable:
             stats.problem.CopyFrom(finding("several records were damaged within an hour"))
     return stats
+
+
+def _disk_stat(store: Store) -> DiskStat:
+    try:
+        with store.reading():
+            return store.disk.stat()
+    except DamagedError:
+        return DiskStat(0, 0, 0)
 
 
 def _p99(values: list[float]) -> float:
