@@ -33,8 +33,7 @@ def trainee_of(folder: Path, device: torch.device | None = None) -> Trainee:
     files = open_model(folder)
     config = files.config
     files.close()
-    none = np.zeros(config.vocab_size, np.int64)
-    trainee = Trainee(config, device or torch.device("cpu"), none, 0, bf16=False)
+    trainee = Trainee(config, device or torch.device("cpu"), 0, bf16=False)
     trainee.net.load_state_dict(checkpoint.read_state(folder / "model.safetensors", config))
     trainee.net.eval()
     trainee.choose_sparsely(True)

@@ -12,6 +12,15 @@ ROW_TOKENS = 1024
 _ROWS = 8  # of each source
 
 
+def documents(path: Path) -> dict[str, list[str]]:
+    """The held-out texts by source."""
+    out: dict[str, list[str]] = {}
+    for line in path.read_text("utf-8").splitlines():
+        document = json.loads(line)
+        out.setdefault(document["src"], []).append(document["text"])
+    return out
+
+
 @cache
 def _rows(path: Path) -> dict[str, tuple[torch.Tensor, float]]:
     """By source: ids [rows, ROW_TOKENS + 1] and the bytes of a token."""
@@ -23,12 +32,13 @@ def _rows(path: Path) -> dict[str, tuple[torch.Tensor, float]]:
     ids: dict[str, list[int]] = {}
     sizes: dict[str, int] = {}
     wanted = _ROWS * (ROW_TOKENS + 1)
-    for line in path.read_text("utf-8").splitlines():
-        document = json.loads(line)
-        have = ids.setdefault(document["src"], [])
-        if len(have) < wanted:
-            have += [0, *tokenizer.encode(document["text"]), 1]
-            sizes[document["src"]] = sizes.get(document["src"], 0) + len(document["text"].encode())
+    for source, texts in documents(path).items():
+        have = ids.setdefault(source, [])
+        sizes[source] = 0
+        for text in texts:
+            if len(have) < wanted:
+                have += [0, *tokenizer.encode(text), 1]
+                sizes[source] += len(text.encode())
     out = {}
     for source, have in ids.items():
         rows = min(_ROWS, len(have) // (ROW_TOKENS + 1))

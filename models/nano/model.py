@@ -6,6 +6,7 @@ shapes and weights stay those of `DeepseekV4ForCausalLM`, in 5.17 and in 5.23.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -29,7 +30,6 @@ class Trainee:
         self,
         config: ModelConfig,
         device: torch.device,
-        frequencies: npt.NDArray[np.int64],
         seed: int,
         bf16: bool,
         compiled: str = "none",
@@ -41,13 +41,12 @@ class Trainee:
         self.net.config._attn_implementation = attention.NAME
         if device.type == "cuda" and bf16:
             self.net.config._experts_implementation = "grouped_mm"
-        for number, router in enumerate(self._routers(hashed=True)):
-            router.tid2eid.copy_(balanced_table(config, frequencies, seed + number))
         for name, parameter in self.net.named_parameters():
             if bf16 and not any(part in name for part in FLOAT32):
                 parameter.data = parameter.data.to(torch.bfloat16)  # buffers stay float32
         self.net.to(device)
         self.net.train()
+        self.balance_tables(np.zeros(config.vocab_size, np.int64), seed)
         mixes = (_collapse, _expand)
         if compiled == "mixes":
             mixes = tuple(torch.compile(f, dynamic=False) for f in mixes)
@@ -60,6 +59,11 @@ class Trainee:
         for layer in self.net.model.layers:
             if layer.mlp.is_hash == hashed:
                 yield layer.mlp.gate
+
+    def balance_tables(self, frequencies: npt.NDArray[np.int64], seed: int) -> None:
+        """Choose the hash layers' experts anew, for tokens of such frequencies."""
+        for number, router in enumerate(self._routers(hashed=True)):
+            router.tid2eid.copy_(balanced_table(self.config, frequencies, seed + number))
 
     @property
     def indexers(self) -> list[Any]:
@@ -82,6 +86,19 @@ class Trainee:
         divergences = [indexer.divergence for indexer in self.indexers]
         divergence = torch.stack(divergences).mean() if divergences else loss.new_zeros(())
         return loss.view_as(targets), divergence
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """For rows of other lengths than training's, each of which would be compiled anew."""
+        layers = list(self.net.model.layers)
+        compiled = [layer.mixes for layer in layers]
+        for layer in layers:
+            layer.mixes = (_collapse, _expand)
+        try:
+            yield
+        finally:
+            for layer, mixes in zip(layers, compiled, strict=True):
+                layer.mixes = mixes
 
     def choose_sparsely(self, sparse: bool) -> None:
         """Whether attention sees the indexer's choice or every entry."""

@@ -6,7 +6,7 @@ The schedule is driven by the clock, because the machine is rented by the minute
 from typing import NamedTuple
 
 WARM_UP_STEPS = 200
-DECAY_FROM = 0.75
+DECAY_FROM = 0.65
 _LONG_EVERY = 4  # of phase B's steps, one has the longest rows
 
 
@@ -19,12 +19,12 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("A", 0.55, (1024,)),
-    Stage("B", 0.85, (4096,) * (_LONG_EVERY - 1) + (8192,)),
-    Stage("C", 1.0, (4096,)),
+    Stage("A", 0.45, (1024,)),
+    Stage("B", 0.80, (4096,) * (_LONG_EVERY - 1) + (8192,)),
+    Stage("C", 1.0, (4096, 4096, 8192)),
 )
 QUANTIZED_FROM = 0.85
-SPARSE_FROM = 0.90  # the indexer's choice, and keys as the cache rounds them
+SPARSE_FROM = 0.88  # the indexer's choice, and keys as the cache rounds them
 
 
 def stage_at(progress: float, stages: tuple[Stage, ...] = STAGES) -> int:

@@ -53,7 +53,7 @@ def smoke(plan: Plan, source: feed.Source, device: torch.device) -> None:
 def _measure(plan: Plan, device: torch.device, mode: str, sequence: int) -> dict[str, Any]:
     stage = replace_stage(plan, sequence)
     plan = replace(plan, stages=stage, minutes=1e6, compiled=mode, out=plan.out / "measured",
-                   heldout=None)  # fmt: skip
+                   corpus=None)  # fmt: skip
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

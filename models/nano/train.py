@@ -18,24 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from ds4_daemon.model.config import ModelConfig
 
 # As a script, this file finds its neighbours whatever the working folder.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from models.nano import checkpoint, feed, heldout, qat, schedule
+from models.nano import checkpoint, feed, heldout, optim, probes, qat, schedule
 from models.nano.geometry import GEOMETRY
 from models.nano.model import Trainee
-from models.nano.optim import Optimizer
 
 BIAS_STEP = 1e-3
 REFRESH_STEPS = 8  # between projections of the experts
 _LOG_STEPS = 10
-_COUNTED_BATCHES = 16  # whose token frequencies balance the hash layers
-_BEGIN_AHEAD = 0.02  # of the time: workers of the next phase take seconds to start
+_COUNTED_TOKENS = 131_072  # whose frequencies balance the hash layers
+_BEGIN_AHEAD = 0.05  # of the time: workers of the next phase take seconds to start
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,15 @@ class Plan:
     out: Path
     minutes: float
     seed: int = 1
-    micro_tokens: int = 32_768
-    accumulate: int = 2
+    micro_tokens: int = 65_536
+    accumulate: int = 1
     compiled: str = "none"
     quantized: str = "project"  # or "noise", "none"
     checkpoint_s: float = 150.0
-    evaluate_s: float = 240.0
-    heldout: Path | None = None
+    evaluate_s: float = 180.0
+    corpus: Path | None = None  # for figures on the way; None: without them
+    matrix_rate: float = optim.MATRIX_RATE
+    orthogonal: bool = True
     stages: tuple[schedule.Stage, ...] = schedule.STAGES
     max_steps: int | None = None
 
@@ -80,19 +79,31 @@ class Trainer:
         self._used_s = 0.0
         self._feeds: dict[tuple[int, int], feed.Feed] = {}
         self.bf16 = device.type == "cuda"
-        frequencies = self._frequencies()
-        self.trainee = Trainee(config, device, frequencies, plan.seed, self.bf16, plan.compiled)
-        self.optimizer = Optimizer(self.trainee.net)
+        self.trainee = Trainee(config, device, plan.seed, self.bf16, plan.compiled)
+        self.optimizer = optim.Optimizer(self.trainee.net, plan.matrix_rate, plan.orthogonal)
         plan.out.mkdir(parents=True, exist_ok=True)
 
-    def _frequencies(self) -> npt.NDArray[np.int64]:
-        first = self.plan.stages[0]
-        stream = self._source(first.phase, first.sequences[0], 8, self.plan.seed)
-        counts = np.zeros(self.config.vocab_size, np.int64)
-        for _ in range(_COUNTED_BATCHES):
-            counts += np.bincount(next(stream)[0].ravel(), minlength=len(counts))
-        getattr(stream, "close", lambda: None)()
-        return counts
+    def prepare(self, init: Path | None = None) -> None:
+        """Compile what is compiled, while the data's workers start; begin from the weights of
+        `init`, or else balance the hash layers by the first tokens that come."""
+        first = self.plan.stages[0].sequences[0]
+        reader = self._feed(0, first)
+        if self.plan.compiled != "none":
+            shape = (max(1, self.plan.micro_tokens // first), first)
+            ids = torch.zeros(shape, dtype=torch.long, device=self.device)
+            loss, _ = self.trainee.losses(ids, ids)
+            loss.mean().backward()
+            self.trainee.net.zero_grad(set_to_none=True)
+        if init is not None:
+            state = checkpoint.read_state(init / "model.safetensors", self.config)
+            self.trainee.net.load_state_dict(state)
+            self.optimizer.load(state, {})
+            return
+        counts = torch.zeros(self.config.vocab_size, dtype=torch.long)
+        while counts.sum() < _COUNTED_TOKENS:
+            ids = reader.next().ids.flatten().cpu()
+            counts += torch.bincount(ids, minlength=len(counts))
+        self.trainee.balance_tables(counts.numpy(), self.plan.seed)
 
     @property
     def used_s(self) -> float:
@@ -140,13 +151,13 @@ class Trainer:
                 speed = (self.tokens - logged_tokens) / max(now - logged_s, 1e-9)
                 self.log(losses | {"tokens_per_s": round(speed)} | self._loads())
                 logged_s, logged_tokens = self.used_s, self.tokens
-            if self.plan.heldout and now - evaluated_s > self.plan.evaluate_s:
+            if self.plan.corpus and now - evaluated_s > self.plan.evaluate_s:
                 self.evaluate()
                 evaluated_s = self.used_s
             if now - saved_s > self.plan.checkpoint_s:
                 self.save()
                 saved_s = self.used_s
-        if self.plan.heldout:
+        if self.plan.corpus:
             self.evaluate()
         self.save()
         self.close()
@@ -233,9 +244,12 @@ class Trainer:
             file.write(line + "\n")
 
     def evaluate(self) -> None:
-        """Log the held-out loss of every source."""
-        assert self.plan.heldout is not None
-        self.log({"heldout": heldout.losses(self.trainee, self.plan.heldout)})
+        """Log the held-out loss of every source, and the share of right answers by kind."""
+        assert self.plan.corpus is not None
+        with self.trainee.uncompiled():
+            losses = heldout.losses(self.trainee, self.plan.corpus / "heldout.jsonl")
+            right = probes.rates(self.trainee, self.plan.corpus)
+        self.log({"heldout": losses, "right": right})
 
     def close(self) -> None:
         """End the data workers."""
@@ -257,11 +271,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--micro-tokens", type=int, default=32_768)
-    parser.add_argument("--accumulate", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=5)
+    parser.add_argument("--micro-tokens", type=int, default=65_536)
+    parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--compile", choices=("none", "mixes", "layers"), default="none")
     parser.add_argument("--qat", choices=("project", "noise", "none"), default="project")
+    parser.add_argument("--rate", type=float, default=optim.MATRIX_RATE)
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--init", type=Path, help="a checkpoint or exported folder to begin from")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
@@ -275,7 +293,8 @@ def main() -> None:
     )  # fmt: skip
     plan = Plan(
         args.out, args.minutes, args.seed, args.micro_tokens, args.accumulate, args.compile,
-        args.qat, heldout=None if noise else Path(args.data) / "heldout.jsonl",
+        args.qat, corpus=None if noise else Path(args.data), matrix_rate=args.rate,
+        orthogonal=args.optimizer == "muon", max_steps=args.max_steps,
     )  # fmt: skip
     if args.smoke:
         from models.nano.smoke import smoke
@@ -283,8 +302,8 @@ def main() -> None:
         smoke(plan, source, device)
         return
     trainer = Trainer(plan, GEOMETRY, source, device, wall_clock(started))
-    if args.resume:
-        trainer.resume()
+    if not (args.resume and trainer.resume()):
+        trainer.prepare(args.init)
     trainer.run()
 
 

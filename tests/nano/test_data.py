@@ -1,5 +1,6 @@
 """The embedded model's samples: right by construction, rendered as served, parsed as meant."""
 
+import itertools
 import json
 import random
 import re
@@ -14,7 +15,7 @@ from ds4_daemon.text.parse import DeltaKind, OutputParser
 from ds4_daemon.text.stream import TextStream
 from ds4_daemon.text.tokenizer import EOS, Tokenizer
 
-from models.nano.data import chat, recall, sums, tools, words, world
+from models.nano.data import chat, recall, sums, tools, widen, words, world
 from models.nano.data.encode import FULL, GIVEN, Encoder
 from models.nano.data.mixture import Part, Phase, conversation_of
 
@@ -189,6 +190,43 @@ def test_pools_are_apart() -> None:
     assert not training & evaluation
     shared = {*words.COLOURS, *words.THINGS, *words.FOODS, *words.ANIMALS}
     assert not {w.lower() for w in words.EVALUATION.people} & shared
+
+
+def test_widened_names_keep_evaluation_apart() -> None:
+    """Names from the dictionary and made-up ones are many, and none is the evaluation's."""
+    dictionary = [("voucher", "noun"), ("lantern", "noun"), ("launch", "verb"), ("mend", "verb")]
+    wide = widen.widened(words.TRAINING, dictionary)
+    assert {"lantern", "mend"} <= {*wide.tool_nouns, *wide.tool_verbs}
+    found = {w.lower() for f in fields(words.Pool) for w in getattr(wide, f.name)}
+    kept = {w.lower() for f in fields(words.Pool) for w in getattr(words.EVALUATION, f.name)}
+    assert len(wide.people) > 500 and not found & kept
+    assert wide == widen.widened(words.TRAINING, dictionary)
+
+
+def test_quoted_sentences_are_the_texts() -> None:
+    """Every sentence that is asked for by its opening stands in the text."""
+    rng = random.Random("quotes")
+    for _ in range(50):
+        made = recall.quoted(rng, words.TRAINING, TALES, 900)
+        text = made.messages[-2].content if len(made.messages) == 2 else ""
+        text = text or next(m.content for m in made.messages if m.role is Role.USER)
+        for asked, answer in itertools.pairwise(made.messages):
+            if answer.role is Role.ASSISTANT:
+                assert answer.content in text
+                assert any(answer.content.startswith(o) for o in asked.content.split('"'))
+
+
+def test_several_tasks_share_their_tools() -> None:
+    """Each call of a chat of many requests is of one of its tools, with the schema's names."""
+    rng = random.Random("tasks")
+    source = chat.Source(words.TRAINING, [("cat", "noun", "an animal")], TALES)
+    for _ in range(50):
+        made = tools.tasks(rng, source)
+        schemas = {tool.name: json.loads(tool.parameters_json) for tool in made.tools}
+        calls = [call for message in made.messages for call in message.tool_calls]
+        assert len({call.id for call in calls}) == len(calls)
+        for call in calls:
+            assert set(json.loads(call.arguments_json)) <= set(schemas[call.name]["properties"])
 
 
 def test_sums_are_right() -> None:

@@ -167,3 +167,12 @@ def test_no_sample_is_too_long(mixture: Mixture, longest_tokens: int) -> None:
             made = mixture.sample(part, rng, longest_tokens)
             assert len(made.ids) == len(made.weights) <= longest_tokens
             assert made.ids[0] == mixture.encoder.tokenizer.bos_id
+
+
+def test_books_keep_their_share(folder: Path) -> None:
+    """What gaps do not take of the books fills rows of its own: no backlog grows."""
+    mixture = Mixture(Tokenizer.load(TOKENIZER), folder)
+    packer = Packer(mixture, Phase.B, 513, random.Random("books"))
+    for _ in range(300):
+        packer.row()
+        assert len(packer._book.ids) < 16_384

@@ -19,7 +19,7 @@ TINY = replace(GEOMETRY, num_hidden_layers=3, num_hash_layers=1, compress_ratios
 
 
 def parent(folder: Path, config: ModelConfig = TINY) -> Path:
-    trainee = Trainee(config, torch.device("cpu"), np.ones(config.vocab_size, np.int64), 1, False)
+    trainee = Trainee(config, torch.device("cpu"), 1, False)
     for name, parameter in trainee.net.named_parameters():
         if "norm" not in name and "_hc" not in name:
             parameter.data *= 3  # so that logits differ by more than the gate allows

@@ -17,7 +17,7 @@ from ds4_daemon.standin import TOKENIZER as STAND_IN
 from ds4_daemon.text.conversation import Conversation, Message, Role
 from ds4_daemon.text.tokenizer import Tokenizer
 
-from models.nano.data import chat, corpus, recall, sums, tools, words, world
+from models.nano.data import chat, corpus, recall, sums, tools, widen, words, world
 from models.nano.data.encode import FILLER, FULL, Encoder, Sample
 from models.nano.data.turns import assistant, conversation, user
 from models.nano.data.words import Pool
@@ -40,9 +40,9 @@ class Part(StrEnum):
 # Of these a row may hold a piece: they read on from anywhere.
 CUTTABLE = frozenset((Part.BOOKS,))
 
-_A = (25, 17, 15, 13, 8, 8, 4, 4, 6)
-_B = (20, 17, 13, 19, 7, 10, 4, 4, 6)
-_C = (14, 8, 22, 22, 6, 18, 2, 5, 3)
+_A = (22, 12, 14, 18, 8, 12, 4, 5, 5)
+_B = (17, 12, 12, 24, 7, 14, 4, 5, 5)
+_C = (13, 7, 21, 24, 6, 19, 2, 5, 3)
 
 
 class Phase(Enum):
@@ -61,6 +61,10 @@ _TALES = ("fairytaleqa", "asp_ccby", "pb_ccby")
 _CALCULATOR = re.compile(r"<<[^>]*>>")  # marks in the sums of one source
 _CHARACTERS_PER_TOKEN = 3.7
 _SPARE_TOKENS = 160  # for the questions that follow a recall sample's text
+_SEVERAL = 0.6  # of the tool samples have several requests
+_PIECES_SEED = 20261124
+_PIECES = 10_000  # as many as there are short stories
+_PIECE_CHARACTERS = 3000
 
 
 class _Windows(NamedTuple):
@@ -97,10 +101,12 @@ class Mixture:
         documents = corpus.read(folder)
         self.encoder = Encoder(tokenizer)
         self.pool = pool
-        self.source = source(documents, pool)
+        wide = widen.widened(pool, [(word, kind) for word, kind, _ in _glosses(documents)])
+        self.source = source(documents, wide)
         self._books = _Windows.over(documents["classics"])
         self._tales = _Windows.over([d for name in _TALES for d in documents[name]])
         self._tiny = documents["tinystories"]
+        self._filler = [*self._tiny, *_pieces(documents)]
         self._public = [documents[name] for name in _PUBLIC]
 
     def sample(self, part: Part, rng: random.Random, longest_tokens: int) -> Sample:
@@ -128,9 +134,11 @@ class Mixture:
                 # Asked without their story, those questions would teach to make answers up.
                 alone = _PUBLIC[kind] == "fairytaleqa_qa"
                 return document(text) if alone else self._recast(rng, text)
+            case Part.TOOLS if rng.random() < _SEVERAL:
+                return encoder.chat(tools.tasks(rng, self.source), long_turns=FULL)
             case Part.RECALL:
                 longest = max(longest_tokens - _SPARE_TOKENS, 100)
-                asked = recall.recall(rng, self.pool, self.source.tales, longest)
+                asked = recall.recall(rng, self.source.pool, self._filler, longest)
                 return encoder.chat(asked, long_turns=FILLER)
         return encoder.chat(conversation_of(part, rng, self.source), long_turns=FULL)
 
@@ -167,12 +175,26 @@ def _turns(text: str) -> list[Message]:
 
 def source(documents: Mapping[str, list[str]], pool: Pool) -> chat.Source:
     """What chats draw on."""
-    glosses = [m.groups() for line in documents["wordnet_simple"] if (m := _GLOSS.fullmatch(line))]
-    return chat.Source(
-        pool,
-        [(word, kind, meaning) for word, kind, meaning in glosses],
-        documents["tinystories"],
-    )
+    return chat.Source(pool, _glosses(documents), documents["tinystories"])
+
+
+def _glosses(documents: Mapping[str, list[str]]) -> list[tuple[str, str, str]]:
+    """Words, their parts of speech and their meanings."""
+    found = (_GLOSS.fullmatch(line) for line in documents["wordnet_simple"])
+    return [(m[1], m[2], m[3]) for m in found if m]
+
+
+def _pieces(documents: Mapping[str, list[str]]) -> list[str]:
+    """Paragraphs of tales and books, a few at a time, to keep facts and questions apart."""
+    rng = random.Random(_PIECES_SEED)
+    sources = [d for name in _TALES for d in documents[name]] + documents["classics"]
+    pieces = []
+    for text in rng.choices(sources, [len(text) for text in sources], k=_PIECES):
+        start = rng.randrange(max(1, len(text) - _PIECE_CHARACTERS))
+        paragraphs = text[start : start + _PIECE_CHARACTERS].split("\n\n")[1:-1]
+        if paragraphs:
+            pieces.append("\n".join(" ".join(p.split()) for p in paragraphs))
+    return pieces
 
 
 def conversation_of(part: Part, rng: random.Random, drawn_on: chat.Source) -> Conversation:

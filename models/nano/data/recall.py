@@ -2,10 +2,12 @@
 
 `facts` makes facts whose subjects differ, `planted` hides them in running text as one long user
 turn, `told` spreads them over a chat. An evaluation places one fact at an exact distance with
-`at_distance`. Answers repeat the fact's own words, so nothing but the text can give them.
+`at_distance`. Answers give the fact's own words and little else: nothing but the text can give
+them, and what is to be learned is where to look, so `listed` asks for many facts of a short text.
 """
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,57 +43,57 @@ def _time(rng: random.Random, _: Pool) -> str:
 
 
 _CONSONANT_COLOURS = tuple(colour for colour in words.COLOURS if colour[0] not in "aeiou")
-# {who} is the subject, {value} the fact.
+# {who} is the subject, {value} the fact; it follows a space wherever it stands.
 _RELATIONS = (
     _Relation(
         ("The code word of {who} is {value}.", "{who}'s code word is {value}.",
          "Remember: the code word of {who} is {value}."),
         ("What is the code word of {who}?", "What is {who}'s code word?"),
-        "The code word of {who} is {value}.", _code,
+        "The code word is {value}.", _code,
     ),
     _Relation(
         ("{who} lives in {value}.", "{who} has a house in {value}.", "{who} comes from {value}."),
         ("Where does {who} live?", "In which town is {who} at home?"),
-        "{who} lives in {value}.", lambda rng, pool: rng.choice(pool.towns),
+        "In {value}.", lambda rng, pool: rng.choice(pool.towns),
     ),
     _Relation(
         ("{who}'s pet is called {value}.", "{who} has a pet named {value}.",
          "The name of {who}'s pet is {value}."),
         ("What is {who}'s pet called?", "What is the name of {who}'s pet?"),
-        "{who}'s pet is called {value}.", lambda rng, pool: rng.choice(pool.pets),
+        "It is called {value}.", lambda rng, pool: rng.choice(pool.pets),
     ),
     _Relation(
         ("{who} keeps the key {value}.", "{who} hid the key {value}.",
          "The key of {who} lies {value}."),
         ("Where is the key of {who}?", "Where did {who} put the key?"),
-        "The key of {who} is {value}.", lambda rng, _: rng.choice(words.SPOTS),
+        "The key is {value}.", lambda rng, _: rng.choice(words.SPOTS),
     ),
     _Relation(
         ("{who}'s favourite food is {value}.", "{who} likes {value} best.",
          "Nothing tastes better to {who} than {value}."),
         ("What is {who}'s favourite food?", "What does {who} like to eat best?"),
-        "{who}'s favourite food is {value}.", lambda rng, _: rng.choice(words.FOODS),
+        "It is {value}.", lambda rng, _: rng.choice(words.FOODS),
     ),
     _Relation(
         ("The phone number of {who} is {value}.", "{who}'s number is {value}."),
         ("What is the phone number of {who}?", "What is {who}'s number?"),
-        "The phone number of {who} is {value}.",
+        "The number is {value}.",
         lambda rng, _: f"{rng.randrange(100, 1000)} {rng.randrange(100, 1000)}",
     ),
     _Relation(
         ("{who}'s train leaves at {value}.", "At {value} {who} takes the train."),
         ("When does {who}'s train leave?", "At what time does {who} take the train?"),
-        "{who}'s train leaves at {value}.", _time,
+        "It leaves at {value}.", _time,
     ),
     _Relation(
         ("{who}'s full name is {who} {value}.", "The last name of {who} is {value}."),
         ("What is {who}'s last name?", "What is the last name of {who}?"),
-        "{who}'s last name is {value}.", lambda rng, pool: rng.choice(pool.surnames),
+        "The last name is {value}.", lambda rng, pool: rng.choice(pool.surnames),
     ),
     _Relation(
         ("{who} owns a {value}.", "{who} bought a {value}.", "The {value} belongs to {who}."),
         ("What does {who} own?", "What belongs to {who}?"),
-        "{who} owns a {value}.",
+        "A {value}.",
         lambda rng, _: f"{rng.choice(_CONSONANT_COLOURS)} {rng.choice(words.THINGS)}",
     ),
 )  # fmt: skip
@@ -108,11 +110,19 @@ _NOTED = (
     "Thank you, I will keep it in mind.",
 )  # fmt: skip
 ABSENT = "The text does not say."
+_QUOTES = (
+    'Which sentence begins with "{}"?', 'Quote the sentence that begins with "{}".',
+    'How does this sentence go on: "{}"', 'Write the whole sentence: "{} ..."',
+)  # fmt: skip
+_QUOTED_WORDS = 6  # a sentence has more, its opening no more
+_MOST_ALIKE = 12  # facts of one relation, some of which have few values
+_MOST_LISTED = 40
+_FORM_SHARES = (4, 3, 1, 2)  # listed, planted, told, quoted: most questions a token first
 
 
 def facts(rng: random.Random, pool: Pool, count: int) -> list[Fact]:
     """Facts with different subjects; half of the time all of one relation, which is harder."""
-    one = rng.choice(_RELATIONS) if rng.random() < 0.5 else None
+    one = rng.choice(_RELATIONS) if count <= _MOST_ALIKE and rng.random() < 0.5 else None
     made: list[Fact] = []
     values: set[str] = set()
     for who in rng.sample(pool.people, count):
@@ -126,7 +136,7 @@ def facts(rng: random.Random, pool: Pool, count: int) -> list[Fact]:
             Fact(
                 line.format(who=who, value=value),
                 question.format(who=who),
-                relation.answer.format(who=who, value=value),
+                relation.answer.format(value=value),
                 value,
             )
         )
@@ -150,7 +160,7 @@ def filler(rng: random.Random, tales: Sequence[str], characters: int) -> list[st
 
 def planted(rng: random.Random, pool: Pool, tales: Sequence[str], characters: int) -> Conversation:
     """A long text with facts in it, then questions about several of them."""
-    planned = facts(rng, pool, rng.randint(2, 3 + min(5, characters // 1500)))
+    planned = facts(rng, pool, rng.randint(2, 4 + min(12, characters // 700)))
     paragraphs = filler(rng, tales, characters)
     # One fact stands first of all, so that distances reach the whole length.
     places = [0, *(rng.randrange(len(paragraphs) + 1) for _ in planned[1:])]
@@ -172,9 +182,44 @@ def _asked(rng: random.Random, pool: Pool, planned: list[Fact], text: str) -> Co
 
 
 def _about_nobody(rng: random.Random, pool: Pool, text: str) -> str:
-    strangers = [name for name in pool.people if name not in text]
+    strangers = [name for name in rng.sample(pool.people, 20) if name not in text]
     question = rng.choice(rng.choice(_RELATIONS).questions)
     return question.format(who=rng.choice(strangers or ["Nobody"]))
+
+
+def listed(rng: random.Random, pool: Pool, tales: Sequence[str], characters: int) -> Conversation:
+    """Many facts with little between them, then a question about each, some of them twice."""
+    planned = facts(rng, pool, rng.randint(3, max(4, min(_MOST_LISTED, characters // 150))))
+    lines = [fact.statement for fact in planned]
+    if rng.random() < 0.5:
+        lines += filler(rng, tales, rng.randrange(max(1, characters // 3)))
+        rng.shuffle(lines)
+    text = rng.choice(("\n", " ", "\n\n")).join(lines)
+    again = rng.sample(planned, len(planned) // 3)
+    turns = rng.sample(planned, len(planned)) + again
+    messages: list[Message] = []
+    for place, fact in enumerate(turns):
+        said = fact.question if place else rng.choice(_FIRST).format(text, fact.question)
+        messages += [user(said), assistant(fact.answer)]
+    return conversation(rng, messages, system=0.15)
+
+
+def quoted(rng: random.Random, pool: Pool, tales: Sequence[str], characters: int) -> Conversation:
+    """A long text, then some of its sentences, asked for by their first words."""
+    del pool
+    paragraphs = filler(rng, tales, characters)
+    sentences = [s for p in paragraphs for s in re.split(r"(?<=[.!?]) ", p)
+                 if _QUOTED_WORDS <= s.count(" ") <= 40]  # fmt: skip
+    if not sentences:
+        return quoted(rng, words.TRAINING, tales, characters + 200)
+    messages: list[Message] = []
+    for sentence in rng.sample(sentences, min(len(sentences), rng.randint(1, 4))):
+        opening = " ".join(sentence.split(" ")[: rng.randint(3, _QUOTED_WORDS)])
+        asked = rng.choice(_QUOTES).format(opening)
+        if not messages:
+            asked = rng.choice(_FIRST).format("\n\n".join(paragraphs), asked)
+        messages += [user(asked), assistant(sentence)]
+    return conversation(rng, messages, system=0.15)
 
 
 def told(rng: random.Random, pool: Pool, tales: Sequence[str], characters: int) -> Conversation:
@@ -195,11 +240,11 @@ def told(rng: random.Random, pool: Pool, tales: Sequence[str], characters: int) 
 def recall(
     rng: random.Random, pool: Pool, tales: Sequence[str], longest_tokens: int
 ) -> Conversation:
-    """Either form, 100 to `longest_tokens` tokens long, short ones as often as long ones."""
+    """Any form, 100 to `longest_tokens` tokens long, short ones as often as long ones."""
     shortest = 100.0
     tokens = shortest * (max(longest_tokens, 101) / shortest) ** rng.random()
     characters = int(tokens * 3.7)  # of a token of these stories
-    form = planted if rng.random() < 0.7 else told
+    form = rng.choices((listed, planted, told, quoted), _FORM_SHARES)[0]
     return form(rng, pool, tales, characters)
 
 

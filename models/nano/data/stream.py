@@ -37,6 +37,7 @@ Batch = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]
 TOKENIZER = Path(__file__).parents[1] / "tokenizer.json"
 _POOLED_SAMPLES = 24  # to choose from, so that rows are filled well
 _QUEUED_BATCHES = 4
+_OWED_BOOK_TOKENS = 4096
 _POLL_S = 1.0  # how soon a dead worker is noticed
 
 
@@ -57,7 +58,7 @@ class Packer:
         ids: list[int] = []
         weights: list[int] = []
         while room := self._row_tokens - len(ids):
-            piece = self._fitting(room) or self._piece_of_book(room)
+            piece = self._owed_book(room) or self._fitting(room) or self._piece_of_book(room)
             ids += piece.ids
             weights += piece.weights
         return Sample(ids, weights)
@@ -74,6 +75,12 @@ class Packer:
             if len(sample.ids) <= room:
                 return self.waiting.pop(place)
         return None
+
+    def _owed_book(self, room: int) -> Sample | None:
+        """A piece of the book where gaps took less of it than its share."""
+        if len(self._book.ids) <= _OWED_BOOK_TOKENS:
+            return None
+        return self._piece_of_book(min(room, len(self._book.ids)))
 
     def _piece_of_book(self, room: int) -> Sample:
         while len(self._book.ids) < room:

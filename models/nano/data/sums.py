@@ -76,9 +76,9 @@ def sorting(rng: random.Random) -> Exchange:
 
 def copying(rng: random.Random, pool: Pool) -> Exchange:
     mixed = (*WORDS, *pool.people, *map(str, range(0, 1000, 7)), *pool.codes)
-    chosen = rng.sample(mixed, rng.randint(2, 9))
+    pick = rng.randrange(9)
+    chosen = rng.sample(mixed, rng.randint(2, 9 if pick < 4 else 40))
     text = " ".join(chosen)
-    pick = rng.randrange(6)
     if pick == 0:
         return Exchange(f"Write this backwards, word by word: {text}", " ".join(chosen[::-1]),
                         "The last word comes first.")  # fmt: skip
@@ -98,11 +98,11 @@ def copying(rng: random.Random, pool: Pool) -> Exchange:
 def exercise(rng: random.Random, pool: Pool) -> Exchange:
     """Any exercise, sums most often."""
     pick = rng.random()
-    if pick < 0.5:
+    if pick < 0.45:
         return arithmetic(rng)
-    if pick < 0.62:
+    if pick < 0.55:
         return counting(rng)
-    return sorting(rng) if pick < 0.8 else copying(rng, pool)
+    return sorting(rng) if pick < 0.7 else copying(rng, pool)
 
 
 def exercises(rng: random.Random, pool: Pool) -> Conversation:

@@ -116,7 +116,8 @@ def _toolbox(rng: random.Random, pool: Pool, count: int) -> list[_Made]:
     """Tools with different names; two may share the verb, never the noun."""
     made: list[_Made] = []
     for noun in rng.sample(pool.tool_nouns, count):
-        verb = rng.choice([v for v in pool.tool_verbs if v != noun])
+        while (verb := rng.choice(pool.tool_verbs)) == noun:
+            pass
         tool = _tool(rng, pool, verb, noun)
         while any(tool.tool.name == other.tool.name for other in made):
             tool = _tool(rng, pool, verb, noun)
@@ -193,23 +194,34 @@ def called(rng: random.Random, pool: Pool, *, finished: bool | None = None) -> C
     """A request that one tool, or two at once, can do; `finished` adds the result and the answer,
     by chance when None."""
     box = _toolbox(rng, pool, rng.randint(1, 4))
-    chosen = rng.sample(box, 2 if len(box) > 1 and rng.random() < 0.15 else 1)
-    tasks = [_task(rng, pool, made) for made in chosen]
     thinking = rng.random() < 0.15
-    calls = tuple(_call(i, m, a) for i, (m, (_, a)) in enumerate(zip(chosen, tasks, strict=True)))
-    reasoning = _reasoning(chosen, [a for _, a in tasks]) if thinking else ""
-    said = " and ".join(words_ for words_, _ in tasks)
-    opening = rng.choice(("", "", "", "", "I will do that.", "One moment.", "Let me see."))
-    messages = [user(_framed(rng, said)), Message(Role.ASSISTANT, opening, reasoning, calls)]
     if finished is None:
         finished = rng.random() < 0.55
+    messages, calls = _exchange(rng, pool, box, thinking=thinking, finished=finished)
+    return Case(_with(rng, messages, box, thinking), calls)
+
+
+def _exchange(
+    rng: random.Random, pool: Pool, box: list[_Made], *, thinking: bool, finished: bool,
+    first: int = 0,
+) -> tuple[list[Message], tuple[ToolCall, ...]]:  # fmt: skip
+    """A request, its calls, numbered from `first`, and, if finished, results and the answer."""
+    chosen = rng.sample(box, 2 if len(box) > 1 and rng.random() < 0.15 else 1)
+    wanted = [_task(rng, pool, made) for made in chosen]
+    calls = tuple(
+        _call(first + i, m, a) for i, (m, (_, a)) in enumerate(zip(chosen, wanted, strict=True))
+    )
+    reasoning = _reasoning(chosen, [a for _, a in wanted]) if thinking else ""
+    said = " and ".join(words_ for words_, _ in wanted)
+    opening = rng.choice(("", "", "", "", "I will do that.", "One moment.", "Let me see."))
+    messages = [user(_framed(rng, said)), Message(Role.ASSISTANT, opening, reasoning, calls)]
     if finished:
         results = [_result(rng, pool, made.noun) for made in chosen]
         for call, (returned, _) in zip(calls, results, strict=True):
             messages.append(Message(Role.TOOL, returned, tool_call_id=call.id))
         thought = "I have the result." if thinking else ""
         messages.append(assistant(" ".join(line for _, line in results), thought))
-    return Case(_with(rng, messages, box, thinking), calls)
+    return messages, calls
 
 
 _NO_TOOL = (
@@ -223,18 +235,24 @@ def not_called(rng: random.Random, source: Source) -> Case:
     pool = source.pool
     box = _toolbox(rng, pool, rng.randint(1, 4))
     thinking = rng.random() < 0.15
-    if rng.random() < 0.5:
-        taken = {made.noun for made in box}
-        noun = rng.choice([noun for noun in pool.tool_nouns if noun not in taken])
-        other = _tool(rng, pool, rng.choice(pool.tool_verbs), noun)
-        said, _ = _task(rng, pool, other)
-        answer = rng.choice(_NO_TOOL).format(f"{other.verb} the {noun}")
-        one = Exchange(_framed(rng, said), answer, f"No tool can {other.verb} the {noun}.")
-    else:
-        one = _small_talk(rng, source)
+    one = _not_done(rng, source, box)
     thought = one.thought if thinking else ""
     messages = [user(one.question), assistant(one.answer, thought)]
     return Case(_with(rng, messages, box, thinking), ())
+
+
+def _not_done(rng: random.Random, source: Source, box: list[_Made]) -> Exchange:
+    """Something else than what the tools are for, and what one answers."""
+    pool = source.pool
+    if rng.random() < 0.5:
+        taken = {made.noun for made in box}
+        while (noun := rng.choice(pool.tool_nouns)) in taken:
+            pass
+        other = _tool(rng, pool, rng.choice(pool.tool_verbs), noun)
+        said, _ = _task(rng, pool, other)
+        answer = rng.choice(_NO_TOOL).format(f"{other.verb} the {noun}")
+        return Exchange(_framed(rng, said), answer, f"No tool can {other.verb} the {noun}.")
+    return _small_talk(rng, source)
 
 
 def _small_talk(rng: random.Random, source: Source) -> Exchange:
@@ -256,3 +274,18 @@ def _with(
 def task(rng: random.Random, source: Source) -> Case:
     """Any tool task: a quarter of them without a call."""
     return not_called(rng, source) if rng.random() < 0.25 else called(rng, source.pool)
+
+
+def tasks(rng: random.Random, source: Source) -> Conversation:
+    """Several requests to one set of tools: most of a single task is the tools' description."""
+    pool = source.pool
+    box = _toolbox(rng, pool, rng.randint(2, 4))
+    messages: list[Message] = []
+    for number in range(rng.randint(2, 4)):
+        if rng.random() < 0.25:
+            one = _not_done(rng, source, box)
+            messages += [user(one.question), assistant(one.answer)]
+        else:
+            asked, _ = _exchange(rng, pool, box, thinking=False, finished=True, first=3 * number)
+            messages += asked
+    return _with(rng, messages, box, thinking=False)

@@ -20,10 +20,11 @@ class Pool:
     tool_verbs: tuple[str, ...]
     tool_nouns: tuple[str, ...]
     codes: tuple[str, ...]  # the first half of a code word; digits follow
+    others: tuple[str, ...] = ()  # made-up names, for facts and tools
 
     @property
     def people(self) -> tuple[str, ...]:
-        return self.girls + self.boys
+        return self.girls + self.boys + self.others
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def _same_place(log: list[str]) -> bool:
 
 
 def _slots(rng: random.Random, pool: Pool, *, outdoors: bool) -> dict[str, str]:
-    first, second = rng.sample(pool.people, 2)
+    first, second = rng.sample(pool.girls + pool.boys, 2)
     there = [p for p in words.PLACES if outdoors or p[0] in scenes.SHELTERS]
     _, in_q, to_q = place = rng.choice(there)
     _, in_p, to_p = rng.choice([p for p in words.PLACES if p != place])
