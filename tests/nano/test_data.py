@@ -16,7 +16,7 @@ from ds4_daemon.text.stream import TextStream
 from ds4_daemon.text.tokenizer import EOS, Tokenizer
 
 from models.nano.data import chat, recall, sums, tools, widen, words, world
-from models.nano.data.encode import FULL, GIVEN, Encoder
+from models.nano.data.encode import ANSWER, FULL, GIVEN, Encoder
 from models.nano.data.mixture import Part, Phase, conversation_of
 
 TOKENIZER = Path(__file__).parents[2] / "models" / "nano" / "tokenizer.json"
@@ -137,6 +137,16 @@ def test_tool_words_count_a_tenth(encoder: Encoder) -> None:
     full = encoder.tokenizer.decode(i for i, w in zip(ids, weights, strict=True) if w == FULL)
     assert '"parameters"' in tenth and "<tool_result>" in tenth
     assert f'invoke name="{case.calls[0].name}"' in full and "tool_result" not in full
+
+
+def test_answers_that_are_looked_up_count_thrice(encoder: Encoder) -> None:
+    """All that the assistant says in a chat of recall has the weight asked for, nothing else."""
+    rng = random.Random("answers")
+    made = recall.listed(rng, words.TRAINING, TALES, 600)
+    ids, weights = encoder.chat(made, answers=ANSWER)
+    heavy = encoder.tokenizer.decode(i for i, w in zip(ids, weights, strict=True) if w == ANSWER)
+    answers = [m.content for m in made.messages if m.role is Role.ASSISTANT]
+    assert heavy.replace("</think>", "").split(EOS) == [*answers, ""]
 
 
 def test_answers_follow_from_the_events() -> None:

@@ -1,9 +1,9 @@
 """Samples as token ids, each with a loss weight: documents, and chats as the daemon renders them.
 
 A chat's prompt comes from `ds4_daemon.text.chat.render` and its answer is what a server that saw
-the answer would render, so that training and serving are equal to the byte. A weight is the share
-of a token's loss that counts, in 1/255: the fixed words about tools and the results of tools are
-given, not to be learned, and count a tenth.
+the answer would render, so that training and serving are equal to the byte. A weight says how much
+a token's loss counts: the fixed words about tools and the results of tools are given, not to be
+learned, and count a tenth; answers that must be looked up or worked out are few and count thrice.
 """
 
 from dataclasses import replace
@@ -13,14 +13,15 @@ from ds4_daemon.text.chat import render
 from ds4_daemon.text.conversation import Conversation, Message, Role
 from ds4_daemon.text.tokenizer import ASSISTANT, END_THINK, USER, Tokenizer
 
-FULL = 255
-GIVEN = 26  # a tenth
-FILLER = 51  # a fifth: long text that only keeps a fact apart from its question
+FULL = 85
+ANSWER = 3 * FULL
+GIVEN = 9  # a tenth
+FILLER = 17  # a fifth: long text that only keeps a fact apart from its question
 _LONG_TURN_TOKENS = 80
 
 
 class Sample(NamedTuple):
-    """`ids` begin with begin-of-text and end with end-of-text; a weight in 1/255 for each."""
+    """`ids` begin with begin-of-text and end with end-of-text; a weight for each, up to 255."""
 
     ids: list[int]
     weights: list[int]
@@ -40,9 +41,11 @@ class Encoder:
         ids = [*self.tokenizer.encode_completion(text), self.tokenizer.eos_id]
         return Sample(ids, [FULL] * len(ids))
 
-    def chat(self, conversation: Conversation, *, long_turns: int = FULL) -> Sample:
-        """A whole chat, its last message the assistant's; `long_turns` is the weight of long user
-        turns."""
+    def chat(
+        self, conversation: Conversation, *, long_turns: int = FULL, answers: int = FULL
+    ) -> Sample:
+        """A whole chat, its last message the assistant's; with the weights of long user turns and
+        of what the assistant says."""
         *before, answer = conversation.messages
         asked = replace(conversation, messages=tuple(before))
         prompt = render(asked, self.tokenizer).ids
@@ -58,11 +61,16 @@ class Encoder:
             if conversation.thinking:
                 ids = [*ids, *self.tokenizer.encode(answer.reasoning), self._end_think]
             ids = [*ids, *self.tokenizer.encode(answer.content), self.tokenizer.eos_id]
-        return Sample(ids, self._weights(conversation, ids, long_turns))
+        return Sample(ids, self._weights(conversation, ids, long_turns, answers))
 
-    def _weights(self, conversation: Conversation, ids: list[int], long_turns: int) -> list[int]:
+    def _weights(
+        self, conversation: Conversation, ids: list[int], long_turns: int, answers: int
+    ) -> list[int]:
         weights = [FULL] * len(ids)
         starts = [at for at, token in enumerate(ids) if token == self._user]
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            said = ids.index(self._assistant, start) + 1
+            weights[said:end] = [answers] * (end - said)
         if conversation.tools:
             weights[: starts[0]] = [GIVEN] * starts[0]
         turns = _user_turns(conversation)

@@ -18,7 +18,7 @@ from ds4_daemon.text.conversation import Conversation, Message, Role
 from ds4_daemon.text.tokenizer import Tokenizer
 
 from models.nano.data import chat, corpus, recall, sums, tools, widen, words, world
-from models.nano.data.encode import FILLER, FULL, Encoder, Sample
+from models.nano.data.encode import ANSWER, FILLER, FULL, Encoder, Sample
 from models.nano.data.turns import assistant, conversation, user
 from models.nano.data.words import Pool
 
@@ -135,12 +135,13 @@ class Mixture:
                 alone = _PUBLIC[kind] == "fairytaleqa_qa"
                 return document(text) if alone else self._recast(rng, text)
             case Part.TOOLS if rng.random() < _SEVERAL:
-                return encoder.chat(tools.tasks(rng, self.source), long_turns=FULL)
+                return encoder.chat(tools.tasks(rng, self.source), answers=ANSWER)
             case Part.RECALL:
                 longest = max(longest_tokens - _SPARE_TOKENS, 100)
                 asked = recall.recall(rng, self.source.pool, self._filler, longest)
-                return encoder.chat(asked, long_turns=FILLER)
-        return encoder.chat(conversation_of(part, rng, self.source), long_turns=FULL)
+                return encoder.chat(asked, long_turns=FILLER, answers=ANSWER)
+        answers = ANSWER if part in (Part.TOOLS, Part.SUMS) else FULL
+        return encoder.chat(conversation_of(part, rng, self.source), answers=answers)
 
     def _recast(self, rng: random.Random, text: str) -> Sample:
         """A dialogue or a question of the corpus as a chat; as it stands now and then."""

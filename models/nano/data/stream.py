@@ -130,7 +130,7 @@ def batches(
     seed: int,
     workers: int,
 ) -> Generator[Batch, None, None]:
-    """Endless (ids uint16, weights uint8 in 1/255), each [batch_sequences, sequence_tokens + 1]:
+    """Endless (ids uint16, weights uint8), each [batch_sequences, sequence_tokens + 1]:
     the weight at a place is that of predicting the id there. Close it to end the workers.
 
     The stream is the same for the same arguments, `workers` among them. Workers take seconds to
