@@ -35,8 +35,9 @@ HIGH_WATER, LOW_WATER = 0.95, 0.90
 # A store may hold a damaged one beside it, and LMDB's map must not end before the budget does.
 _MAP_SLACK_BYTES = 1 << 30
 _SLOW_DISK_S = 10.0
-# Where so much comes that all of the budget is fresh, what is fresh is what came last.
-_FRESH_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64)
+# Where so much comes that all of the budget is fresh, what is fresh is what came last: in the end
+# in the last quarter of a second, and what is being put, for a stream holds a lease.
+_FRESH_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 
 _log = structlog.get_logger()
 
@@ -160,6 +161,14 @@ class Cache:
             self._leases[lease.id] = lease
             node.touched_s = time.monotonic()
         return lease
+
+    def follow(self, lease: Lease | None, store: Store, node: Node) -> Lease:
+        """A lease that moves on to `node`, a new one where it ended."""
+        with self.lock:
+            if lease is None or lease.id not in self._leases:
+                return self.lease(store, node)
+            lease.node, lease.until_s = node, time.monotonic() + LEASE_S
+            return lease
 
     def renew(self, lease_id: int, store: Store) -> Lease:
         """The lease, for another LEASE_S. Raises NotFoundError for one that ended."""

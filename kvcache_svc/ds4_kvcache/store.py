@@ -294,13 +294,18 @@ class Store:
             self.writer.mark(node)
             return True
 
-    def quarantine(self, node: Node) -> None:
-        """Keep a node and what is below it, but find them no more."""
+    def quarantine(self, node: Node) -> int:
+        """Keep a node and what is below it, but find them no more; how many records that are."""
         with self.lock:
-            if self.index.nodes.get(node.key) is node:
-                node.quarantined = True
-                self.counters.quarantines += 1
-                self.writer.mark(node)
+            if self.index.nodes.get(node.key) is not node:
+                return 0
+            self.counters.quarantines += 1
+            records = 0
+            for one in node.below():
+                records += 1 if one.checkpoint is None else 2
+                one.quarantined = True
+                self.writer.mark(one)
+            return records
 
     def damaged(self, node: Node, kind: Kind, why: str) -> None:
         """Delete what cannot be read, and all that is of no use without it."""

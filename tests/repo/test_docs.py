@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
-FOLDERS = "bench|clients|daemon|demo|deploy|docs|models|proto|runtime|tests|tools"
+FOLDERS = "bench|clients|daemon|demo|deploy|docs|kvcache_svc|models|proto|runtime|tests|tools"
 NAMED_PATH = re.compile(rf"`(?:\./)?((?:{FOLDERS})/[\w./-]*)`")
 TARGET = re.compile(r"\bmake (?:\w+=\S+ )*([a-z]+)\b")
 

@@ -49,10 +49,8 @@ class Service:
     def start(self) -> "Service":
         """Launch it and wait until it serves."""
         self.home.path.mkdir(mode=0o700, exist_ok=True)
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("DS4_")}
-        environment = clean | {"DS4_HOME": str(self.home.path)}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stderr=log, env=environment)
+            self.process = subprocess.Popen(self.command, stderr=log, env=self.environment)
         deadline_s = time.monotonic() + START_LIMIT_S
         while True:
             with contextlib.suppress(grpc.RpcError), self.channel() as channel:
@@ -63,6 +61,21 @@ class Service:
             if self.process.poll() is not None or time.monotonic() > deadline_s:
                 raise NotServingError(self.log.read_text())
             time.sleep(0.02)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("DS4_")}
+        return clean | {"DS4_HOME": str(self.home.path)}
+
+    def run(self) -> "subprocess.CompletedProcess[str]":
+        """Run it to its end, as for a start that must fail."""
+        return subprocess.run(
+            self.command,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=START_LIMIT_S,
+        )
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
@@ -105,6 +118,7 @@ class Link:
     """A store opened over the wire."""
 
     def __init__(self, channel: grpc.Channel, fingerprint: str, block_bytes: int = 5000) -> None:
+        self.channel = channel
         self.stub = kvcache_pb2_grpc.KvCacheStub(channel)
         self.fingerprint = fingerprint
         self.digest = kv_keys.fingerprint_digest(fingerprint)

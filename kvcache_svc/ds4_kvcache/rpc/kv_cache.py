@@ -132,6 +132,5 @@ class KvCache(People):
         except NotFoundError:
             return pb.InvalidateResponse()  # somebody else was quicker
         if request.quarantine:
-            store.quarantine(node)
-            return pb.InvalidateResponse(records=1)
+            return pb.InvalidateResponse(records=store.quarantine(node))
         return pb.InvalidateResponse(records=store.forget(node))

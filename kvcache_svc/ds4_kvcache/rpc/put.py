@@ -12,9 +12,10 @@ from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvstore_pb2
 
 from ds4_kvcache import codec
-from ds4_kvcache.cache import Cache
+from ds4_kvcache.cache import Cache, Lease
 from ds4_kvcache.disk import Kind
-from ds4_kvcache.errors import KvError, RefusedError, RequestError
+from ds4_kvcache.errors import NotFoundError, RefusedError, RequestError
+from ds4_kvcache.rpc import messages
 from ds4_kvcache.rpc.workers import Workers
 from ds4_kvcache.store import Put, Store
 
@@ -31,76 +32,88 @@ async def put(
     cache: Cache, workers: Workers, requests: AsyncIterator[pb.PutRequest]
 ) -> pb.PutResponse:
     """Store what a stream brings. Raises RequestError, NotFoundError."""
-    opening: pb.PutOpening | None = None
+    stream: _Stream | None = None
     header: pb.RecordHeader | None = None
     data = bytearray()
-    response = pb.PutResponse()
     work: asyncio.Task[None] | None = None
-    async for request in requests:
-        part = request.WhichOneof("part")
-        if opening is None:
-            if part != "opening":
-                raise _bad_stream("the first message of a put is its opening")
-            opening = request.opening
-            store = cache.store(opening.store)
-            continue
-        if part == "header" and header is None:
-            header = request.header
-            _check_header(header)
-        elif part == "data" and header is not None:
-            data += request.data
-        else:
-            raise _bad_stream(f"{part or 'an empty message'} comes where it has no meaning")
-        if len(data) > header.data_bytes:
-            raise _bad_stream(f"a record has more than the {header.data_bytes} bytes it says")
-        if len(data) == header.data_bytes:
-            # One record is compressed while the next one arrives; they are stored in order.
-            if work is not None:
-                await work
-            record = _record(header, bytes(data))
-            work = asyncio.create_task(
-                _store(cache, workers, store, opening.salt, record, response)
-            )
-            header, data = None, bytearray()
-    if header is not None:
-        raise _bad_stream("the stream ends within a record")
-    if work is not None:
-        await work
-    return response
-
-
-async def _store(
-    cache: Cache, workers: Workers, store: Store, salt: str, put: Put, response: pb.PutResponse
-) -> None:
-    def compressed() -> bytes:
-        if zlib.crc32(put.data) != put.crc32:
-            raise RequestError(
-                "CRC_MISMATCH", "a record does not match its CRC-32", "send it again"
-            )
-        return codec.compress(put.data)
-
     try:
-        if store.has(put.key, put.kind):
-            stored = store.put(put, salt, b"")
+        async for request in requests:
+            part = request.WhichOneof("part")
+            if stream is None:
+                if part != "opening":
+                    raise _bad_stream("the first message of a put is its opening")
+                store = cache.store(request.opening.store)
+                stream = _Stream(cache, workers, store, request.opening.salt)
+                continue
+            if part == "header" and header is None:
+                header = request.header
+                _check_header(header)
+            elif part == "data" and header is not None:
+                data += request.data
+            else:
+                raise _bad_stream(f"{part or 'an empty message'} comes where it has no meaning")
+            if len(data) > header.data_bytes:
+                raise _bad_stream(f"a record has more than the {header.data_bytes} bytes it says")
+            if len(data) == header.data_bytes:
+                # One record is compressed while the next one arrives; they are stored in order.
+                if work is not None:
+                    await work
+                work = asyncio.create_task(stream.take(_record(header, bytes(data))))
+                header, data = None, bytearray()
+        if header is not None:
+            raise _bad_stream("the stream ends within a record")
+        if work is not None:
+            await work
+    finally:
+        if stream is not None:
+            stream.close()
+    return pb.PutResponse() if stream is None else stream.response
+
+
+class _Stream:
+    """Stores the records of one stream, and holds a lease on the last of them.
+
+    The next one hangs on it: it must not be evicted to make room for its own child.
+    """
+
+    def __init__(self, cache: Cache, workers: Workers, store: Store, salt: str) -> None:
+        self.response = pb.PutResponse()
+        self._cache = cache
+        self._workers = workers
+        self._store = store
+        self._salt = salt
+        self._lease: Lease | None = None
+
+    async def take(self, put: Put) -> None:
+        """Store a record, or count why it was not."""
+        store, response = self._store, self.response
+        try:
+            frame = b""
+            if not store.has(put.key, put.kind):
+                store.check(put, self._salt)
+                await self._workers.patient(lambda: self._cache.make_room(store, len(put.data)))
+                frame = await self._workers.quick(lambda: _frame(put))
+            stored = store.put(put, self._salt, frame)
+            self._lease = self._cache.follow(self._lease, store, store.node(put.key))
+        except (RequestError, RefusedError, NotFoundError) as error:
+            if not response.dropped:
+                response.refusal.CopyFrom(messages.error(error))
+            response.dropped += 1
+            store.counters.drops += 1
         else:
-            store.check(put, salt)
-            await workers.patient(lambda: cache.make_room(store, len(put.data)))
-            frame = await workers.quick(compressed)
-            stored = store.put(put, salt, frame)
-    except (RequestError, RefusedError) as error:
-        if not response.dropped:
-            _tell(response, error)
-        response.dropped += 1
-        store.counters.drops += 1
-    else:
-        response.stored += stored
-        response.duplicates += not stored
+            response.stored += stored
+            response.duplicates += not stored
+
+    def close(self) -> None:
+        """Let go of what was stored."""
+        if self._lease is not None:
+            self._cache.release(self._lease.id)
 
 
-def _tell(response: pb.PutResponse, error: KvError) -> None:
-    response.refusal.reason = error.reason
-    response.refusal.message = error.message
-    response.refusal.hint = error.hint
+def _frame(put: Put) -> bytes:
+    if zlib.crc32(put.data) != put.crc32:
+        raise RequestError("CRC_MISMATCH", "a record does not match its CRC-32", "send it again")
+    return codec.compress(put.data)
 
 
 def _check_header(header: pb.RecordHeader) -> None:
