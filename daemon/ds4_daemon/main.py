@@ -16,9 +16,10 @@ from ds4_runtime import log
 from ds4_runtime.address import Home
 from ds4_runtime.errors import SetupError
 from ds4_runtime.lifecycle import Tenancy, claim, stop_signals
+from ds4_runtime.settings import load
 
 from ds4_daemon.errors import ConfigError, DaemonError, ModelFileError, RequestError
-from ds4_daemon.settings import Settings, load_settings
+from ds4_daemon.settings import Settings
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
 # For the last events to reach clients once every request has ended.
@@ -32,7 +33,7 @@ _log = structlog.get_logger()
 def main(arguments: list[str] | None = None) -> int:
     """The command `ds4-daemon`."""
     try:
-        settings = load_settings(arguments)
+        settings = load(Settings, arguments)
         configure_log(settings)
         with claim(Home.find(), "daemon") as tenancy:  # sets TMPDIR: MLX is imported after it
             return asyncio.run(serve(settings, tenancy))

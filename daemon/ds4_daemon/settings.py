@@ -1,41 +1,25 @@
-"""The settings of ds4-daemon: flags over DS4_* variables over `<home>/config.toml` over defaults.
+"""The settings of ds4-daemon: names, ranges and defaults; docs/settings.md lists them.
 
-Owns names, ranges and defaults; a key that is unknown or a value that cannot be used is a
-ConfigError which says where it came from. Read once by `main`, before anything is opened.
+Flags over DS4_* variables over `<home>/config.toml` over defaults; `ds4_runtime.settings` reads
+them. Read once by `main`, before anything is opened.
 """
 
-import argparse
-import difflib
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import ClassVar, Literal
 
-from ds4_runtime.address import HOME_VARIABLE, Home
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
-
-from ds4_daemon.errors import ConfigError
-
-_PREFIX = "DS4_"
+from ds4_runtime.settings import ProcessSettings, Source
+from pydantic import Field
 
 
-class Settings(BaseSettings):
+class Settings(ProcessSettings):
     """All that can be set. Each field is a flag, a variable and a key of config.toml."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        protected_namespaces=(),
+    source: ClassVar[Source] = Source(
+        "ds4-daemon",
+        "DS4_",
+        "config.toml",
+        "Loads one model and shares it with every program of this user.",
+        others=("DS4_KVCACHE_",),
     )
 
     model: Path | None = Field(
@@ -84,113 +68,3 @@ class Settings(BaseSettings):
         "info", description="least level that is logged"
     )
     log_file: Path | None = Field(None, description="where to log; none: standard error")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags (given at init), then variables, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
-
-
-def config_file() -> Path:
-    """The daemon's configuration file in its home; it need not exist."""
-    return Home.find().path / "config.toml"
-
-
-def load_settings(arguments: list[str] | None = None) -> Settings:
-    """Settings from the command line, the environment and the file. Raises ConfigError.
-
-    Leaves through SystemExit for --help, --version and flags that do not exist, as argparse does.
-    """
-    flags = vars(_parser().parse_args(arguments))
-    _check_variables()
-    if config_file().exists() and not config_file().is_file():
-        raise ConfigError(
-            "CONFIG_UNREADABLE", f"{config_file()} is not a file", "remove it, or make it one"
-        )
-    try:
-        return Settings(**flags)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _explain(str(first["loc"][0]), first["type"], first["msg"], flags) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "CONFIG_NOT_TOML", f"{config_file()} is not TOML: {error}", "correct or remove the file"
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            "CONFIG_UNREADABLE",
-            f"{config_file()} cannot be read: {error.strerror}",
-            "correct its permissions or remove it",
-        ) from error
-    except SettingsError as error:
-        raise ConfigError("BAD_SETTING", str(error), "see `ds4-daemon --help`") from error
-
-
-def _check_variables() -> None:
-    """Refuse a DS4_* variable that is no setting: a misspelt DS4_MODEL must not go unnoticed."""
-    known = {_PREFIX + name.upper() for name in Settings.model_fields}
-    for name in sorted(os.environ):
-        if name.startswith(_PREFIX) and name not in known | {HOME_VARIABLE}:
-            near = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(
-                "UNKNOWN_SETTING",
-                f"the variable {name} is no setting",
-                f"did you mean {near[0]}?" if near else "see `ds4-daemon --help` for what there is",
-            )
-
-
-def _explain(key: str, kind: str, message: str, flags: Mapping[str, Any]) -> ConfigError:
-    if kind == "extra_forbidden":
-        return ConfigError(
-            "UNKNOWN_SETTING",
-            f"{config_file()} sets {key!r}, which is no setting",
-            "see `ds4-daemon --help` for what there is",
-        )
-    if key in flags:
-        origin = _flag(key)
-    elif _PREFIX + key.upper() in os.environ:
-        origin = _PREFIX + key.upper()
-    else:
-        origin = f"{key!r} in {config_file()}"
-    return ConfigError("BAD_SETTING", f"{origin}: {message}", "see `ds4-daemon --help`")
-
-
-def _parser() -> argparse.ArgumentParser:
-    from importlib.metadata import version
-
-    parser = argparse.ArgumentParser(
-        prog="ds4-daemon",
-        description="Loads one model and shares it with every program of this user.",
-        epilog=f"Each flag is also a variable ({_PREFIX}MAX_RUNNING) and a key of config.toml in "
-        "the home that DS4_HOME names.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"ds4-daemon {version('ds4')}")
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else f" (default {field.default})"
-        if field.annotation is bool:
-            parser.add_argument(
-                _flag(name), action=argparse.BooleanOptionalAction, help=field.description
-            )
-        else:
-            # No type here: text from any source is checked in one place, by the model.
-            parser.add_argument(
-                _flag(name), metavar=_values(field.annotation), help=f"{field.description}{default}"
-            )
-    return parser
-
-
-def _values(annotation: Any) -> str:
-    return "|".join(get_args(annotation)) if get_origin(annotation) is Literal else "VALUE"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -88,7 +88,8 @@ class Prefixes:
             if pending.result is None:
                 continue
             del self._pending[sequence]
-            tokens, target, sequence.miss, _ = pending.result
+            tokens, target = pending.result.tokens, pending.result.target
+            sequence.miss = pending.result.miss
             session = self._open.pop(sequence)
             if isinstance(target, Restoring):
                 if not session.spare:
@@ -101,6 +102,7 @@ class Prefixes:
                     "prefix restored",
                     request_id=sequence.request_id,
                     tokens=tokens,
+                    bytes=pending.result.nbytes,
                     ms=round(pending.result.took_s * 1e3),
                 )
             self._begin(sequence, session)

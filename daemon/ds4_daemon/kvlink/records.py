@@ -46,6 +46,7 @@ class Restored(NamedTuple):
     target: Target | None
     miss: Miss
     took_s: float = 0.0
+    nbytes: int = 0  # of the records
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +59,8 @@ class Chain:
 
     salt: str
     client: tuple[str, str] = ("", "")
-    broken: bool = False
+    broken: bool = False  # a record was lost: what comes after it is of no use
+    failed: bool = False  # one that was queued was: what is queued after it is of no use either
 
 
 class Save(NamedTuple):

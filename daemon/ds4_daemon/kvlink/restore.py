@@ -119,8 +119,8 @@ class Restorer:
             if saving_s and saving_s < self._terms.min_saving_s:
                 return Restored(0, None, Miss.NOT_WORTH_IT)
             target = make(tokens)
-            self._fetch(wanted, found.lease, tokens, target, end_s, abandoned)
-            return Restored(tokens, target, miss)
+            nbytes = self._fetch(wanted, found.lease, tokens, target, end_s, abandoned)
+            return Restored(tokens, target, miss, nbytes=nbytes)
         finally:
             self._store.release(found.lease)
 
@@ -132,17 +132,18 @@ class Restorer:
         target: Target,
         end_s: float,
         abandoned: Callable[[], bool],
-    ) -> None:
-        """All records of the prefix, into the target."""
+    ) -> int:
+        """All records of the prefix, into the target; their bytes."""
         root = root_key(self._store.identity.digest, wanted.salt)
         keys = block_keys(root, wanted.token_ids[:tokens])
         blocks: set[int] = set()
-        checkpoint = False
+        checkpoint, nbytes = False, 0
         jobs: list[Future[None]] = []
         try:
             for header, data in self._records(lease, tokens, end_s, keys):
                 if abandoned():
                     raise LinkError(Miss.NONE, "abandoned")  # noqa: TRY301 (as a fault would)
+                nbytes += len(data)
                 block = header.depth - 1
                 if header.kind == 2:
                     self._unpack(header, data, self._layout.checkpoint(tokens), target)
@@ -162,6 +163,7 @@ class Restorer:
             raise
         if not checkpoint or blocks != set(range(len(keys))):
             raise LinkError(Miss.UNAVAILABLE, "the service left records out")
+        return nbytes
 
     def _records(
         self, lease: int, tokens: int, end_s: float, keys: list[bytes]

@@ -94,7 +94,7 @@ class Sender:
             except Exception:  # noqa: BLE001 (logged; other sessions are to be saved too)
                 _log.error("saving failed", trace=traceback.format_exc())
                 for save in batch:
-                    save.chain.broken = True
+                    save.chain.broken = save.chain.failed = True
             finally:
                 with self._changed:
                     self.queue_bytes -= sum(save.nbytes for save in batch)
@@ -111,7 +111,7 @@ class Sender:
     def _send(self, saves: list[Save]) -> None:
         """Records of one chain, parents first."""
         chain = saves[0].chain
-        if chain.broken:
+        if chain.failed:
             return
         try:
             have = self._store.have([save.key for save in saves], _HAVE_S)
@@ -131,7 +131,7 @@ class Sender:
             )
             done = self._store.put(opening, lambda: self._messages(missing), _PUT_S)
         except (LinkError, ValueError) as fault:
-            chain.broken = True
+            chain.broken = chain.failed = True
             self.dropped += len(saves)
             _log.warning("records not saved", records=len(saves), why=str(fault))
             return
@@ -139,7 +139,7 @@ class Sender:
         self.duplicates += done.duplicates
         self.refused += done.dropped
         if done.dropped:
-            chain.broken = True
+            chain.broken = chain.failed = True
             _log.info("records refused", records=done.dropped, why=done.refusal.message)
 
     def _messages(self, saves: list[Save]) -> Iterator[pb.PutRequest]:
