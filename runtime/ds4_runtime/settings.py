@@ -41,6 +41,7 @@ class Source:
     prefix: str  # of its variables
     file_name: str  # in the home
     description: str = ""
+    others: tuple[str, ...] = ()  # prefixes of the variables of other programs
 
     @property
     def file(self) -> Path:
@@ -118,7 +119,11 @@ def _variables(kind: type[ProcessSettings]) -> dict[str, str]:
         if name in known:
             if value:
                 found[known[name]] = value
-        elif name.startswith(source.prefix) and name != HOME_VARIABLE:
+        elif (
+            name.startswith(source.prefix)
+            and name != HOME_VARIABLE
+            and not name.startswith(source.others)
+        ):
             near = difflib.get_close_matches(name, known, 1)
             raise SettingError(
                 "UNKNOWN_SETTING",

@@ -22,6 +22,16 @@ def refused(*arguments: str) -> SettingError:
     return error.value
 
 
+def test_settings_are_documented() -> None:
+    """Each setting has its line in docs/settings.md, with the default that holds."""
+    text = (Path(__file__).parents[3] / "docs/settings.md").read_text()
+    lines = text.split("## ds4-kvcache")[1].splitlines()
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}` "
+        assert any(line.startswith(f"| `{name}` | {default}| ") for line in lines), name
+    assert sum(line.startswith("| `") for line in lines) == len(Settings.model_fields)
+
+
 def test_flag_wins_over_variable_over_file(home: Path, environment: pytest.MonkeyPatch) -> None:
     """A flag wins over a variable, a variable over the file, the file over the default."""
     assert load(Settings, []).min_tokens == 512
