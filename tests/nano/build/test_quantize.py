@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ds4_daemon.model.config import ModelConfig
-from ds4_daemon.model.load import load_network
-from ds4_daemon.model.network import Segment, Want
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
@@ -18,6 +16,7 @@ from models.nano.ggml import Quantizer
 from models.nano.importance import measure
 from models.nano.model import Trainee
 from models.nano.quantize import write
+from models.nano.variants import by_ggml, fill
 
 TINY = replace(GEOMETRY, num_hidden_layers=3, num_hash_layers=1, compress_ratios=(0, 4, 128),
                n_routed_experts=8, num_attention_heads=2)  # fmt: skip
@@ -37,7 +36,7 @@ def quantizer() -> Quantizer:
 
 
 def test_ggml_keeps_a_projection() -> None:
-    """Requantizing what training rounded to keeps it: Q2_K exactly, IQ2_XXS within 8 %."""
+    """Why we pack ourselves: ggml keeps a projection to Q2_K, but moves one to IQ2_XXS by < 8 %."""
     ggml, one = quantizer(), np.ones(256, np.float32)
     rows = torch.randn(128, 256, generator=torch.Generator().manual_seed(3))
     for kind, project, most in ((Type.Q2_K, qat.q2_k, 1e-6), (Type.IQ2_XXS, qat.iq2_xxs, 0.08)):
@@ -52,13 +51,21 @@ def test_ggml_and_gguf_write_the_same_q8_0() -> None:
     assert np.array_equal(quantizer().blocks(rows, Type.Q8_0), quants.quantize(rows, Type.Q8_0))
 
 
-def test_the_quantized_file_runs(tmp_path: Path) -> None:
-    """A quantized GGUF loads and gives finite logits."""
+def test_variants_with_importance(tmp_path: Path) -> None:
+    """ggml's variants hold the parent's experts, and are weighed by what text drives them with."""
     folder = parent(tmp_path / "parent")
-    ids = np.arange(128, dtype=np.int32)
-    importance = measure(trainee_of(folder), [torch.from_numpy(ids).long()[None]])
+    ids = torch.arange(128)[None]
+    importance = measure(trainee_of(folder), [ids])
     assert importance[0].down.shape == (TINY.n_routed_experts, TINY.moe_intermediate_size)
-    write(folder, tmp_path / "nano.gguf", quantizer(), importance)
-    network = load_network(tmp_path / "nano.gguf", device="cpu")
-    (logits,) = network.forward([Segment(network.new_state(), ids, Want.LAST)])
-    assert logits is not None and np.isfinite(logits).all()
+    ggml = quantizer()
+    trainee = trainee_of(folder)
+    stacks = dict(trainee.expert_parameters())
+    wanted = {name: stack.detach().clone() for name, stack in stacks.items()}
+    found = []
+    for weighed in (None, importance):
+        write(folder, tmp_path / "variant.gguf", by_ggml(ggml, weighed))
+        fill(trainee, tmp_path / "variant.gguf")
+        found.append({name: stack.detach().clone() for name, stack in stacks.items()})
+        for name, stack in found[-1].items():
+            assert 0.2 < (stack - wanted[name]).norm() / wanted[name].norm() < 0.5
+    assert any(not torch.equal(found[0][name], found[1][name]) for name in wanted)
