@@ -79,7 +79,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_daemon.text.tokenizer import Tokenizer
 
     # The model, as far as its headers tell, and its text.
-    name, path = choose_model(settings, tenancy.home)
+    name, path = choose_model(settings)
     files = open_model(path)
     check(files, device=settings.device, dtype=settings.dtype, rounding=settings.rounding)
     tokenizer = Tokenizer.load(files.tokenizer_source)
@@ -102,6 +102,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
         settings.live_sessions_bytes,
         settings.kv_min_saving_s,
         settings.kv_deadline_s,
+        settings.kv_canary_every,
     )
     limits = Limits(settings.max_running, settings.chunk_tokens)
     engine = Engine(load, limits, settings.max_waiting, reuse)
@@ -156,16 +157,16 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     return EXIT_FAILED if engine.failure is not None else 0
 
 
-def choose_model(settings: Settings, home: Home) -> tuple[str, Path]:
-    """Name and path of the model: the one that is set, else the stand-in, made where it lacks."""
+def choose_model(settings: Settings) -> tuple[str, Path]:
+    """Name and path of the model: the one that is set, else the embedded one."""
     if settings.model is not None:
         path = settings.model.expanduser().absolute()
         return path.stem if path.suffix == ".gguf" else path.name, path
-    from ds4_daemon import standin
+    from ds4_daemon import embedded
 
-    made = standin.make(home.cache_dir / "stand-in")
-    _log.warning("stand-in model used", why="no model is set", text="noise", path=str(made.gguf))
-    return "stand-in (random weights, its text is noise)", made.gguf
+    path = embedded.path()
+    _log.info("embedded model used", why="no model is set", path=str(path))
+    return embedded.NAME, path
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Settings(ProcessSettings):
     )
 
     model: Path | None = Field(
-        None, description="a .gguf file or a folder of safetensors; none: the stand-in model"
+        None, description="a .gguf file or a folder of safetensors; none: the embedded model"
     )
     device: Literal["auto", "cpu", "gpu", "mlx-cpu"] = Field("auto", description="what computes")
     dtype: Literal["auto", "f32", "bf16"] = Field("auto", description="type of activations")
@@ -55,6 +55,10 @@ class Settings(ProcessSettings):
     )
     kv_deadline_s: float = Field(
         2.0, gt=0, description="least time that a restore may take before the prompt is computed"
+    )
+    # A stretch of 4,096 tokens in a hundred restores: a percent of what they saved.
+    kv_canary_every: int = Field(
+        100, ge=0, description="compute one in so many restores again when idle; 0: none"
     )
     # The model's release recommends sampling from the unchanged distribution.
     temperature: float = Field(1.0, ge=0, le=2, description="when a request sets none")

@@ -280,7 +280,7 @@ class Engine:
             events += self._conclude(self._run(step))
         if events:
             self._post(self._deliver, events)
-        return bool(step.slices)
+        return bool(step.slices) or self._stepper.prefixes.idle_step()
 
     def _schedule(self) -> list[tuple[Sequence, Event]]:
         """End what need not go on, and start what there is room for."""

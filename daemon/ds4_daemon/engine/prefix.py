@@ -15,6 +15,7 @@ import numpy as np
 import structlog
 from ds4_runtime.kv_keys import BLOCK_TOKENS
 
+from ds4_daemon.engine.canary import Canary
 from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Saver, Session
 from ds4_daemon.engine.prefix_state import Restoring, bounded, fork
 from ds4_daemon.kvlink.layout import Layout
@@ -54,6 +55,7 @@ class Prefixes:
         layout: Layout | None = None,
         link: Link | None = None,
         *,
+        canary: Canary | None = None,
         live_bytes: int = 0,
         prefill_tok_s: Callable[[], float] = lambda: 0.0,
         wake: Callable[[], None] = lambda: None,
@@ -64,6 +66,7 @@ class Prefixes:
         self._layout = layout if layout is not None and layout.fits else None
         self.link = link if self._layout is not None else None
         self._saver = Saver(self.link) if self.link is not None else None
+        self.canary = canary
         self._live_bytes = live_bytes
         self._prefill_tok_s = prefill_tok_s
         self._wake = wake
@@ -96,6 +99,8 @@ class Prefixes:
                     self._keep(session)
                 session = self._new(sequence)
                 session.restored(target, sequence.ids[:tokens])
+                if self.canary is not None:
+                    self.canary.restored(session)
                 sequence.cached_live_tokens = 0
                 sequence.cached_restored_tokens = tokens
                 _log.info(
@@ -164,6 +169,10 @@ class Prefixes:
         if self._saver is not None:
             self._saver.save_end(session)
         self._keep(session)
+
+    def idle_step(self) -> bool:
+        """Work for an engine that has nothing to run; False when there is none."""
+        return self.canary is not None and self.canary.step()
 
     def close_link(self, patience_s: float) -> None:
         """Send what waits to be saved; once the engine's thread has ended."""

@@ -11,6 +11,7 @@ import structlog
 from ds4_runtime.address import Home
 from ds4_runtime.kv_keys import canonical_json, fingerprint_digest
 
+from ds4_daemon.engine.canary import Canary
 from ds4_daemon.engine.loop import Engine
 from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.prefix_state import layout_of
@@ -20,7 +21,7 @@ from ds4_daemon.kvlink.link import Link
 from ds4_daemon.kvlink.store import LAYOUT_VERSION, Identity
 from ds4_daemon.model.files import ModelFiles
 from ds4_daemon.model.fingerprint import fingerprint_parts, tokenizer_digest, weights_digest
-from ds4_daemon.model.network import Network
+from ds4_daemon.model.network import Network, Segment, Want
 
 _log = structlog.get_logger()
 
@@ -32,6 +33,7 @@ class Terms(NamedTuple):
     live_bytes: int
     min_saving_s: float
     deadline_s: float
+    canary_every: int = 0  # restores between two that are compared; 0: none is
 
 
 def make_prefixes(
@@ -39,7 +41,7 @@ def make_prefixes(
 ) -> Prefixes:
     """The sessions of this model, linked to the service of this home."""
     layout = layout_of(network.config)
-    link = None
+    link = canary = None
     if terms.service and layout.fits:
         link = Link(
             home.socket("kvcache"),
@@ -47,10 +49,19 @@ def make_prefixes(
             layout,
             restore.Terms(terms.min_saving_s, terms.deadline_s),
         )
+        canary = Canary(
+            link,
+            network.new_state,
+            lambda state, ids: network.forward([Segment(state, ids, Want.NONE)]),
+            every=terms.canary_every,
+            chunk_tokens=engine.limits.chunk_tokens,
+            wake=engine.wake,
+        )
     return Prefixes(
         network.new_state,
         layout,
         link,
+        canary=canary,
         live_bytes=terms.live_bytes,
         prefill_tok_s=lambda: engine.totals.prefill.tokens_per_s,
         wake=engine.wake,

@@ -5,6 +5,7 @@ is used only when every block and the checkpoint came. A record that is wrong is
 what is good above it is fetched instead. Every fault is a miss with a reason.
 """
 
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from ds4.v1 import types_pb2
 from ds4_runtime.kv_keys import BLOCK_TOKENS, block_keys, root_key
 
 from ds4_daemon.kvlink.layout import Layout, Shape
-from ds4_daemon.kvlink.pack import Bytes, Codec, RecordError, empty, unpack
+from ds4_daemon.kvlink.pack import Bytes, Codec, Record, RecordError, empty, unpack
 from ds4_daemon.kvlink.records import Restored, Target, Wanted
 from ds4_daemon.kvlink.store import Data, LinkError, Store
 from ds4_daemon.misses import Miss
@@ -58,6 +59,7 @@ class Restorer:
         self._store = store
         self._layout = layout
         self._terms = terms
+        self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="kv-unpack")
 
     def __call__(
@@ -199,7 +201,12 @@ class Restorer:
     def _unpack(self, header: pb.RecordHeader, data: Bytes, shape: Shape, target: Target) -> None:
         if zlib.crc32(data.data) != header.crc32:
             raise _BadRecordError(header.key, "a record does not match its checksum")
-        record = empty(shape, self._layout)
+        # One scratch a thread: fresh memory for each block would cost more than unpacking does.
+        record: Record | None = getattr(self._scratch, "block", None) if header.kind == 1 else None
+        if record is None:
+            record = empty(shape, self._layout)
+            if header.kind == 1:
+                self._scratch.block = record
         try:
             unpack(Codec(header.codec), data, record, self._layout)
         except (RecordError, ValueError) as error:

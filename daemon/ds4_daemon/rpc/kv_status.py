@@ -12,12 +12,15 @@ def kv_link_status(prefixes: Prefixes | None) -> pb.KvLinkStatus:
     if link is None:
         return pb.KvLinkStatus(state=pb.KV_LINK_STATE_DISABLED)
     link.look()
+    canary = prefixes.canary if prefixes is not None else None
     sender = link.sender
     connected = link.store.connected
     status = pb.KvLinkStatus(
         state=pb.KV_LINK_STATE_CONNECTED if connected else pb.KV_LINK_STATE_UNAVAILABLE,
         queue_bytes=sender.queue_bytes,
         dropped_records=sender.dropped,
+        canaries=canary.checked if canary is not None else 0,
+        canary_failures=canary.failed if canary is not None else 0,
         restores=link.restores,
         restored_tokens=link.restored_tokens,
         misses_by_reason=[

@@ -1,9 +1,9 @@
 """The stand-in model: the embedded model's geometry with random weights. What it writes is noise.
 
-It lets every path run on a machine that has no model: same network, same formats, same tokenizer
-code. `make` writes it as a released checkpoint and as GGUF, with the same numbers up to their
-quantization. Owns where those files lie and that they are whole; called by the daemon's start when
-no model is named, by tests and benches, and as `python -m ds4_daemon.standin`.
+It lets every path run and be compared without trained weights: same network, same formats, same
+tokenizer code. `make` writes it as a released checkpoint and as GGUF, with the same numbers up to
+their quantization. Owns where those files lie and that they are whole; called by tests and benches,
+and as `python -m ds4_daemon.standin`.
 """
 
 import contextlib
