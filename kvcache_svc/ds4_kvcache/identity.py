@@ -10,6 +10,8 @@ from ds4_runtime.kv_keys import fingerprint_digest
 
 from ds4_kvcache.errors import DamagedError, RequestError
 
+_MOST_JSON_CHARACTERS = 64_000
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -26,6 +28,12 @@ class Identity:
 
     def check(self, digest: bytes) -> None:
         """Raise RequestError unless `digest` is that of the JSON."""
+        if len(self.fingerprint_json) > _MOST_JSON_CHARACTERS:
+            raise RequestError(
+                "FINGERPRINT_TOO_LONG",
+                f"the fingerprint has {len(self.fingerprint_json)} characters",
+                f"send digests of what is large, and {_MOST_JSON_CHARACTERS} at most",
+            )
         try:
             own = self.digest
         except ValueError as error:

@@ -110,10 +110,6 @@ class Index:
         """What a node's checkpoint takes on disk; 0 where there is none."""
         return self._record_bytes(node.checkpoint.stored_bytes) if node.checkpoint else 0
 
-    def root(self, key: bytes, salt: str) -> Root:
-        """The root of this key, made when it is new."""
-        return self.roots.setdefault(key, Root(key, salt))
-
     def parent(self, key: bytes) -> Node | Root | None:
         return self.nodes.get(key) or self.roots.get(key)
 

@@ -17,15 +17,16 @@ from pathlib import Path
 import structlog
 
 from ds4_kvcache.counters import Counters
-from ds4_kvcache.disk import SCHEMA, Disk, Kind
+from ds4_kvcache.disk import SCHEMA, Disk, FullError, Kind
 from ds4_kvcache.errors import DamagedError, NotFoundError
 from ds4_kvcache.identity import Identity
-from ds4_kvcache.index import Index, Node
+from ds4_kvcache.index import Index, Node, Root
 from ds4_kvcache.record import NodeValue, unpack_node, unpack_use
 from ds4_kvcache.store import COMPACT_FOLDER, Store
 
 # What was written in the last minutes before a power cut is what a drive may have lied about.
 _RECENT_S = 600.0
+_RECENT_BYTES = 1_000_000_000  # a second or two of a start, some batches of a writer
 _MARKER = "opening"
 
 _PIN = struct.Struct("<32sd")
@@ -76,9 +77,12 @@ def _open(
     identity: Identity | None,
     wall_s: Callable[[], float],
 ) -> Store:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     marker = folder / _MARKER
-    marker.touch(mode=0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        marker.touch(mode=0o600)
+    except OSError as error:
+        raise FullError("STORE_NOT_OPENED", f"{folder} cannot be made: {error.strerror}") from error
     shutil.rmtree(folder / COMPACT_FOLDER, ignore_errors=True)  # of a process that was killed
     disk = Disk(folder, map_bytes)
     try:
@@ -138,7 +142,7 @@ def _read_index(disk: Disk) -> tuple[Index, list[bytes]]:
             found.append((node.depth, key, node))
     for key, salt in disk.roots():
         try:
-            index.root(key, salt.decode())
+            index.roots[key] = Root(key, salt.decode())
         except UnicodeDecodeError:
             continue  # then its chains hang on nothing and go
     found.sort(key=lambda one: one[0])
@@ -177,10 +181,13 @@ def _check_recent(store: Store) -> int:
         for kind, record in ((Kind.BLOCK, node.block), (Kind.CHECKPOINT, node.checkpoint))
         if record is not None
     ]
-    newest_s = max((created_s for created_s, _, _ in stored), default=0.0)
-    lost = 0
+    stored.sort(key=lambda one: -one[0])
+    lost, left_bytes = 0, _RECENT_BYTES
     for created_s, node, kind in stored:
-        if created_s > newest_s - _RECENT_S and not is_sound(store, node, kind):
+        if created_s < stored[0][0] - _RECENT_S or left_bytes < 0:
+            break
+        left_bytes -= node.block.stored_bytes
+        if not is_sound(store, node, kind):
             store.damaged(node, kind, "it does not match its checksum")
             lost += 1
     return lost

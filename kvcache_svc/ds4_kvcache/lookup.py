@@ -3,6 +3,7 @@
 Called by `rpc`; it changes nothing but what was found damaged, and takes no lease.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -58,6 +59,8 @@ def find(
     stored_tokens = len(path) * BLOCK_TOKENS
     with store.lock:
         at = len(path)
+        if path:  # whoever asks is about to go on from there
+            path[-1].touched_s = time.monotonic()
         while at and (path[at - 1].checkpoint is None or path[at - 1].tokens_up_to > most):
             at -= 1
         node = path[at - 1] if at and path[at - 1].tokens_up_to > live else None

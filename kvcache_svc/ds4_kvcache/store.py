@@ -85,7 +85,7 @@ class Store:
         self._damages_s: list[float] = []
         self._readers = threading.Condition(lock)
         self._reading = 0
-        self.writer = Writer(disk, index, lock, self._meta)
+        self.writer = Writer(disk, index, lock, self._meta, self.forget)
 
     @property
     def folder(self) -> Path:
@@ -217,10 +217,9 @@ class Store:
             )
         root = root_key(self.digest, salt)
         with self.lock:
-            if put.parent == root and root not in self.index.roots:
-                self.writer.mark_root(root, salt.encode())
-                self.index.root(root, salt)
             parent = self.index.parent(put.parent)
+            if parent is None and put.parent == root:
+                parent = Root(root, salt)  # hung in by `put`, with its first block
             if isinstance(parent, Node) and parent.root.key != root:
                 raise RequestError("SALT_MISMATCH", "the parent is in another salt", "")
         return self._check_place(put, parent, put.depth - 1)
@@ -261,6 +260,9 @@ class Store:
                 node = place
                 self.index.set_checkpoint(node, record, frame)
             else:
+                if place.key not in self.index.roots and isinstance(place, Root):
+                    self.index.roots[place.key] = place
+                    self.writer.mark_root(place.key, salt.encode())
                 tokens = pack_tokens(put.token_ids)
                 node = Node(put.key, place, put.depth, record, tokens=tokens, block_frame=frame)
                 self.index.add(node)
@@ -277,6 +279,10 @@ class Store:
             if self.index.nodes.get(node.key) is not node:
                 return 0
             root = node.root
+            for gone in node.below():
+                for name in gone.pins:
+                    self.pins.pop(name, None)
+                    self.writer.mark_pin(name.encode(), None)
             self.evicted |= dict.fromkeys(gone.key for gone in node.below())
             while len(self.evicted) > _EVICTED_REMEMBERED:
                 self.evicted.popitem(last=False)

@@ -52,12 +52,17 @@ class Writer:
         index: Index,
         lock: threading.RLock,
         meta: Callable[[], dict[bytes, bytes]],
+        lose: Callable[[Node], int],
     ) -> None:
-        """`meta` gives what the table `meta` is to say; it is asked once a batch."""
+        """`meta` gives what the table `meta` is to say; it is asked once a batch.
+
+        `lose` deletes a node that could not be written, and all below it.
+        """
         self.disk = disk
         self._index = index
         self._wake = threading.Condition(lock)
         self._meta = meta
+        self._lose_node = lose
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._dirty: OrderedDict[bytes, int] = OrderedDict()  # to the bytes of frames that wait
         self._uses: dict[bytes, None] = {}
@@ -222,7 +227,8 @@ class Writer:
             while self._dirty and size < self.batch_bytes:
                 key, waited = self._dirty.popitem(last=False)
                 self._waiting_bytes -= waited
-                node = self._index.nodes[key]
+                if (node := self._index.nodes.get(key)) is None:
+                    continue
                 size += _add(changes, node)
                 nodes.append(node)
             self._in_flight_bytes = size
@@ -276,7 +282,7 @@ class Writer:
             if self._index.nodes.get(node.key) is not node:
                 continue  # went with one above it
             if node.block_frame is not None:
-                self.written.lost += self.forget(node)
+                self.written.lost += self._lose_node(node)
             elif node.checkpoint_frame is not None:
                 self._index.set_checkpoint(node, None, None)
                 self.written.lost += 1

@@ -160,6 +160,33 @@ def test_handles_and_leases_that_are_none(service: Service) -> None:
         link.stub.Invalidate(pb.InvalidateRequest(store=link.store, key=b"x"), timeout=10)
 
 
+def test_names_and_numbers_that_are_none(service: Service) -> None:
+    """Salts, pins, fingerprints and pages that no client should send are told, with a reason."""
+    kv = kvstore_pb2
+    with service.link() as link:
+        digest, stub = link.digest, link.stub
+        long = "s" * 256
+        opening = pb.PutRequest(opening=pb.PutOpening(store=link.store, salt=long))
+        fingerprint = pb.Fingerprint(digest=digest, json="{" + " " * 70_000 + "}")
+        other = pb.Fingerprint(digest=digest, json='{"arch":"x"}')
+        for call, reason in (
+            (lambda: link.lookup([1], long), "SALT_TOO_LONG"),
+            (lambda: stub.Put(iter([opening])), "SALT_TOO_LONG"),
+            (lambda: stub.Pin(kv.PinRequest(name="x")), "NO_KEY"),
+            (lambda: stub.Pin(kv.PinRequest(name="", key=digest)), "BAD_PIN"),
+            (lambda: stub.Pin(kv.PinRequest(name="x", ttl_s=float("nan"))), "BAD_PIN"),
+            (lambda: stub.List(kv.ListRequest(page_token="x")), "BAD_PAGE_TOKEN"),
+            (lambda: stub.Purge(kv.PurgeRequest()), "NOTHING_SELECTED"),
+            (lambda: stub.Inspect(kv.InspectRequest(key=b"none")), "NO_SUCH_BLOCK"),
+            (lambda: stub.Open(pb.OpenRequest(fingerprint=fingerprint)), "FINGERPRINT_TOO_LONG"),
+            (lambda: stub.Open(pb.OpenRequest(fingerprint=other)), "FINGERPRINT_MISMATCH"),
+            (lambda: stub.Open(pb.OpenRequest()), "FINGERPRINT_NOT_CANONICAL"),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                call()  # type: ignore[no-untyped-call]
+            assert refusal(error.value)[1] == reason
+
+
 def test_fetch_from_a_block(service: Service) -> None:
     """Who has the first blocks gets the checkpoint and the others only."""
     with service.link() as link:

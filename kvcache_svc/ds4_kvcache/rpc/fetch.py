@@ -24,6 +24,8 @@ from ds4_kvcache.store import Store
 
 # gRPC in Python moved most bytes a second with messages of this size.
 CHUNK_BYTES = 1_000_000
+# Often enough for a lease of 30 s.
+_RENEW_S = 5.0
 
 _KINDS = {
     Kind.BLOCK: kvstore_pb2.RECORD_KIND_BLOCK,
@@ -38,11 +40,11 @@ async def fetch(
 ) -> AsyncIterator[pb.FetchResponse]:
     """Everything that `request` asks for. Raises NotFoundError, RequestError before the first."""
     store = cache.store(request.store)
-    lease = cache.renew(request.lease, store)
-    plan = _plan(store, lease.node, request)
+    plan = await workers.patient(lambda: _plan(cache, store, request))
     reads: deque[_Read] = deque()
     places = iter(plan)
     start_s, sent_bytes = time.perf_counter(), 0
+    renew_s = time.monotonic() + _RENEW_S
 
     def read_on(count: int) -> None:
         for node, kind in itertools.islice(places, count):
@@ -63,18 +65,21 @@ async def fetch(
             )
             return
         read_on(1)
-        cache.renew(lease.id, store)
+        if time.monotonic() > renew_s:
+            await workers.patient(lambda: cache.renew(request.lease, store))
+            renew_s = time.monotonic() + _RENEW_S
         yield pb.FetchResponse(header=_header(node, kind, record))
         for at in range(0, len(data), CHUNK_BYTES):
             yield pb.FetchResponse(data=data[at : at + CHUNK_BYTES])
         sent_bytes += len(data)
     saved_tokens = request.resume_tokens - request.from_block * 128
-    store.used(plan[0][0], saved_tokens)
+    await workers.patient(lambda: store.used(plan[0][0], saved_tokens))
     cache.fetch_bytes_s.append(sent_bytes / max(time.perf_counter() - start_s, 1e-6))
 
 
-def _plan(store: Store, leased: Node, request: pb.FetchRequest) -> list[tuple[Node, Kind]]:
+def _plan(cache: Cache, store: Store, request: pb.FetchRequest) -> list[tuple[Node, Kind]]:
     with store.lock:
+        leased = cache.renew(request.lease, store).node
         way = leased.way()
         depth, rest = divmod(request.resume_tokens, 128)
         if rest or not 0 < depth <= len(way) or request.from_block > depth:

@@ -52,6 +52,7 @@ class KvCache(People):
     async def Lookup(self, request: pb.LookupRequest, context: object) -> pb.LookupResponse:
         if len(request.token_ids) > _MOST_TOKENS:
             raise RequestError("TOO_MANY_TOKENS", f"{len(request.token_ids)} token ids", "")
+        put.check_salt(request.salt)
         store = self.cache.store(request.store)
         return await self.workers.patient(lambda: self._lookup(store, request))
 
@@ -104,15 +105,7 @@ class KvCache(People):
         if len(request.keys) > _MOST_KEYS:
             raise RequestError("TOO_MANY_KEYS", f"{len(request.keys)} keys", f"send {_MOST_KEYS}")
         store = self.cache.store(request.store)
-        now_s = time.monotonic()
-        with store.lock:
-            for key in request.keys:
-                if (node := store.index.nodes.get(key)) is not None:
-                    node.touched_s = now_s  # who asks is about to send what hangs on it
-            return pb.HaveResponse(
-                blocks=[store.has(key, Kind.BLOCK) for key in request.keys],
-                checkpoints=[store.has(key, Kind.CHECKPOINT) for key in request.keys],
-            )
+        return await self.workers.patient(lambda: _have(store, request))
 
     async def Put(
         self, request_iterator: AsyncIterator[pb.PutRequest], context: object
@@ -127,10 +120,26 @@ class KvCache(People):
         self, request: pb.InvalidateRequest, context: object
     ) -> pb.InvalidateResponse:
         store = self.cache.store(request.store)
-        try:
-            node = store.node(request.key)
-        except NotFoundError:
-            return pb.InvalidateResponse()  # somebody else was quicker
-        if request.quarantine:
-            return pb.InvalidateResponse(records=store.quarantine(node))
-        return pb.InvalidateResponse(records=store.forget(node))
+        return await self.workers.patient(lambda: _invalidate(store, request))
+
+
+def _have(store: Store, request: pb.HaveRequest) -> pb.HaveResponse:
+    now_s = time.monotonic()
+    with store.lock:
+        for key in request.keys:
+            if (node := store.index.nodes.get(key)) is not None:
+                node.touched_s = now_s  # who asks is about to send what hangs on it
+        return pb.HaveResponse(
+            blocks=[store.has(key, Kind.BLOCK) for key in request.keys],
+            checkpoints=[store.has(key, Kind.CHECKPOINT) for key in request.keys],
+        )
+
+
+def _invalidate(store: Store, request: pb.InvalidateRequest) -> pb.InvalidateResponse:
+    try:
+        node = store.node(request.key)
+    except NotFoundError:
+        return pb.InvalidateResponse()  # somebody else was quicker
+    if request.quarantine:
+        return pb.InvalidateResponse(records=store.quarantine(node))
+    return pb.InvalidateResponse(records=store.forget(node))

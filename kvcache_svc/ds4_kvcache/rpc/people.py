@@ -79,7 +79,7 @@ class People(kvcache_pb2_grpc.KvCacheServicer):
         return await self.workers.patient(evicted)
 
     async def Pin(self, request: pb.PinRequest, context: object) -> pb.PinResponse:
-        if not 0 < len(request.name.encode()) <= 255 or request.ttl_s < 0:
+        if not 0 < len(request.name.encode()) <= 255 or not 0 <= request.ttl_s < 1e10:
             raise RequestError(
                 "BAD_PIN", "a pin needs a name of 1 to 255 bytes and a time of 0 or more"
             )

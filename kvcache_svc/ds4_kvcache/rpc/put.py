@@ -21,6 +21,7 @@ from ds4_kvcache.store import Put, Store
 
 # V4 Flash's largest record, a checkpoint in float32, has 12 MB.
 MAX_RECORD_BYTES = 64_000_000
+MAX_SALT_BYTES = 255
 
 _KINDS = {
     kvstore_pb2.RECORD_KIND_BLOCK: Kind.BLOCK,
@@ -43,6 +44,7 @@ async def put(
                 if part != "opening":
                     raise _bad_stream("the first message of a put is its opening")
                 store = cache.store(request.opening.store)
+                check_salt(request.opening.salt)
                 stream = _Stream(cache, workers, store, request.opening.salt)
                 continue
             if part == "header" and header is None:
@@ -88,13 +90,9 @@ class _Stream:
         """Store a record, or count why it was not."""
         store, response = self._store, self.response
         try:
-            frame = b""
-            if not store.has(put.key, put.kind):
-                store.check(put, self._salt)
-                await self._workers.patient(lambda: self._cache.make_room(store, len(put.data)))
-                frame = await self._workers.quick(lambda: _frame(put))
-            stored = store.put(put, self._salt, frame)
-            self._lease = self._cache.follow(self._lease, store, store.node(put.key))
+            new = await self._workers.patient(lambda: self._admit(put))
+            frame = await self._workers.quick(lambda: _frame(put)) if new else b""
+            stored = await self._workers.patient(lambda: self._keep(put, frame))
         except (RequestError, RefusedError, NotFoundError) as error:
             if not response.dropped:
                 response.refusal.CopyFrom(messages.error(error))
@@ -103,6 +101,19 @@ class _Stream:
         else:
             response.stored += stored
             response.duplicates += not stored
+
+    def _admit(self, put: Put) -> bool:
+        """Whether the record is new; raises for one that is not taken."""
+        if self._store.has(put.key, put.kind):
+            return False
+        self._store.check(put, self._salt)
+        self._cache.make_room(self._store, len(put.data))
+        return True
+
+    def _keep(self, put: Put, frame: bytes) -> bool:
+        stored = self._store.put(put, self._salt, frame)
+        self._lease = self._cache.follow(self._lease, self._store, self._store.node(put.key))
+        return stored
 
     def close(self) -> None:
         """Let go of what was stored."""
@@ -139,6 +150,16 @@ def _record(header: pb.RecordHeader, data: bytes) -> Put:
         token_ids=header.token_ids,
         checkpoint_kind=header.checkpoint_kind,
     )
+
+
+def check_salt(salt: str) -> None:
+    """Raise RequestError for one that is no name."""
+    if len(salt.encode()) > MAX_SALT_BYTES:
+        raise RequestError(
+            "SALT_TOO_LONG",
+            f"the salt has {len(salt.encode())} bytes",
+            f"use a name of {MAX_SALT_BYTES} at most",
+        )
 
 
 def _bad_stream(message: str) -> RequestError:

@@ -15,8 +15,9 @@ from ds4_kvcache.cache import Cache, Lease
 from ds4_kvcache.check import verify
 from ds4_kvcache.disk import Kind
 from ds4_kvcache.errors import RefusedError, RequestError
-from ds4_kvcache.index import Node
+from ds4_kvcache.index import Node, Root
 from ds4_kvcache.lookup import find
+from ds4_kvcache.record import Record
 from ds4_kvcache.store import Put, Store
 from ds4_runtime.kv_keys import unpack_tokens
 from hypothesis import HealthCheck, settings
@@ -88,8 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=keys)
     def refuse_what_hangs_on_nothing(self, key: bytes) -> None:
         """A block whose parent is not stored is refused, and so is one with the wrong key."""
-        lost = Node(b"\1" * 32, self.store.index.root(b"\2" * 32, "x"), 1, None)  # type: ignore[arg-type]
-        del self.store.index.roots[b"\2" * 32]
+        lost = Node(b"\1" * 32, Root(b"\2" * 32, "x"), 1, Record(3, 0, 1, 1, 0, 0.0))
         with pytest.raises(RefusedError, match="hangs on"):
             put(self.store, block(self.store, lost, 1))
         if (node := self.node(key)) is not None:
@@ -192,7 +192,6 @@ class StoreMachine(RuleBasedStateMachine):
             self.cache.release(lease.id)
         for name in [name for name, key in self.pins.items() if key in gone]:
             del self.pins[name]
-            self.cache.unpin(name)
 
     # What happens to processes.
 

@@ -321,3 +321,27 @@ def test_compaction_gives_pages_back_while_readers_read(cache: Cache, store: Sto
     assert after < before / 5
     chain(store, 3, seed=3)
     assert store.writer.flush(10)
+
+
+def test_refused_record_leaves_no_salt_behind(store: Store) -> None:
+    """The name of a salt is kept with its first block, and goes with its last."""
+    record = block(store, None, 1, salt="s")
+    store.check(record, "s")
+    assert store.index.roots == {}
+    node = put(store, record, "s")
+    assert [root.salt for root in store.index.roots.values()] == ["s"]
+    store.forget(node)
+    assert store.index.roots == {}
+
+
+def test_pins_go_with_their_blocks(cache: Cache, store: Store, clock: Clock) -> None:
+    """A pin on a block that was found damaged is gone, also after a restart."""
+    node = chain(store, 1)[0]
+    cache.pin(store, node, "mine", 0)
+    store.damaged(node, Kind.BLOCK, "")
+    assert store.pins == {}
+    put(store, block(store, None, 0))
+    cache.close(10)
+    again = open_cache(cache.budget.folder, clock)
+    assert open_store(again).pins == {}
+    again.close(10)
