@@ -220,9 +220,12 @@ def _measured(subject: Subject, text: Text, controls: Sequence[bool]) -> list[Ou
     for (ask, zeroed), said in zip(asked, ids, strict=True):
         answer = read(tokenizer, opening, said)
         relation = relation_of(ask.fact.question)
-        right = is_right(answer.content, ask.fact.value, ask.others)
+        others = any(has(answer.content, value) for value in ask.others)
+        right = has(answer.content, ask.fact.value) and not others
         guess = chance(relation, words.EVALUATION)
-        out.append(Outcome(ask.distance, relation, zeroed, right, guess, ask.exact_tokens, answer))
+        out.append(
+            Outcome(ask.distance, relation, zeroed, right, others, guess, ask.exact_tokens, answer)
+        )
     return out
 
 
