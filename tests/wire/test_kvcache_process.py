@@ -183,7 +183,7 @@ def test_names_and_numbers_that_are_none(service: Service) -> None:
             (lambda: stub.Open(pb.OpenRequest()), "FINGERPRINT_NOT_CANONICAL"),
         ):
             with pytest.raises(grpc.RpcError) as error:
-                call()  # type: ignore[no-untyped-call]
+                call()
             assert refusal(error.value)[1] == reason
 
 
