@@ -2,7 +2,7 @@
 
     python bench/startup.py [--runs 5] [--model PATH]
 
-The first run warms file caches and, without --model, makes the stand-in; it is not counted.
+Without --model: the embedded one. The first run warms file caches; it is not counted.
 """
 
 import argparse

@@ -75,8 +75,8 @@ async def demonstrate(home: Path) -> None:
     try:
         await status("--wait", "60")
         print(f"It serves after {time.perf_counter() - start:.1f} s.\n")
-        print("No model of ours is trained yet: the weights are random, so the text is noise. The")
-        print("network, its formats and the way a prompt takes are those of DeepSeek V4.\n")
+        print("The model is the small one that comes with ds4: of use only in the forms of text it")
+        print("was trained on. Network, formats and a prompt's way are those of DeepSeek V4.\n")
         print(f"Now {len(PROGRAMS)} programs at once, one of them with two agents:\n")
         running = [asyncio.create_task(program(name, 2 + i)) for i, name in enumerate(PROGRAMS)]
         await asyncio.sleep(1.5)

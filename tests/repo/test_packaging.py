@@ -64,6 +64,13 @@ def test_wheel_holds_nothing_else(wheel: Path) -> None:
     assert {path.name for path in wheel.iterdir()} == expected
 
 
+def test_wheel_brings_the_embedded_model(wheel: Path) -> None:
+    """The model that is served where none is named is in the wheel, byte for byte."""
+    (packed,) = wheel.rglob("*.gguf")
+    assert packed.relative_to(wheel) == Path("ds4_daemon/embedded/nano.gguf")
+    assert packed.read_bytes() == (ROOT / "daemon/ds4_daemon/embedded/nano.gguf").read_bytes()
+
+
 def test_wheel_carries_the_licence(wheel: Path) -> None:
     """The licence travels with the wheel, word for word."""
     (packed,) = wheel.glob("*.dist-info/licenses/LICENSE")

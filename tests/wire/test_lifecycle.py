@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ds4_client import Delta, Ds4Error, FinishReason, OverloadedError, Text
 from ds4_client.events import Finished
-from ds4_daemon import standin
+from ds4_daemon import embedded, standin
 from ds4_daemon.settings import Settings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -159,15 +159,17 @@ def test_drain_by_call_stops_the_process(make: Any) -> None:
     assert daemon.process.wait(10) == 0
 
 
-def test_without_a_model_the_stand_in_serves_and_says_so(home: Path) -> None:
-    """No model named: the stand-in is made in the home, and log and status call it noise."""
+def test_without_a_model_the_embedded_one_serves_and_says_so(home: Path) -> None:
+    """No model named: the one in the package serves, and log and status say which it is."""
     daemon = Daemon(home)
     try:
-        status = daemon.start().status()
-        assert "stand-in" in status.model.name
-        assert "noise" in status.model.name
-        assert Path(status.model.path).is_relative_to(daemon.home.cache_dir)
-        assert "stand-in model used" in daemon.log.read_text()
+        model = daemon.start().status().model
+        assert model.name == embedded.NAME
+        assert "not DeepSeek's weights" in model.name
+        assert Path(model.path) == embedded.path()
+        assert "embedded model used" in daemon.log.read_text()
+        with daemon.client() as client:
+            assert client.run("Once upon a time", max_tokens=8).usage.completion_tokens == 8
         assert daemon.stop() == 0
     finally:
         daemon.kill()
@@ -213,12 +215,12 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS)
-def test_bad_settings_leave_with_78(home: Path, case: str) -> None:
+def test_bad_settings_leave_with_78(home: Path, models: standin.StandIn, case: str) -> None:
     """A setting that cannot be used is named with its origin before a socket is bound."""
     flags, file, variables, named = BAD_SETTINGS[case]
     if file:
         (home / "config.toml").write_text(file)
-    daemon = Daemon(home, None, *flags)
+    daemon = Daemon(home, models.gguf, *flags)
     assert named in refused(daemon, "", variables)
 
 
