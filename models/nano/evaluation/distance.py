@@ -37,6 +37,7 @@ CLOSE_TOKENS = 6
 FACTS = 4  # a text
 _ANSWER_TOKENS = 32
 _SPARE_TOKENS = 100  # at the end of a text, where joined paragraphs take fewer tokens than apart
+_SENTENCE = r"[A-Z][^.!?\n\"]{20,60}\."
 _RELATIONS = {  # how a question of a relation is told from the others
     "code word": ("code word",),
     "town": (" live?", "at home"),
@@ -120,7 +121,7 @@ def _text(
     distances: dict[str, int],
 ) -> Text:  # fmt: skip
     facts = _alike(rng, pool)
-    sentences = [s for tale in tales for s in re.findall(r"[A-Z][^.!?]{20,60}\.", tale)]
+    sentences = [s for tale in tales for s in re.findall(_SENTENCE, tale)]
     paragraphs = recall.filler(rng, tales, 100)
     ends: list[int] = []  # characters up to the end of each fact
     for fact in facts:
