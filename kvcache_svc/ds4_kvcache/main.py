@@ -27,6 +27,7 @@ from ds4_kvcache.settings import Settings
 if TYPE_CHECKING:
     from ds4_kvcache.cache import Cache
     from ds4_kvcache.check import Scrub
+    from ds4_kvcache.rpc.slab import Slabs
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
 # How long running calls may go on, and how long the last batch may take to be written.
@@ -75,6 +76,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_kvcache.rpc.admin import Admin
     from ds4_kvcache.rpc.kv_cache import KvCache
     from ds4_kvcache.rpc.services import add_services
+    from ds4_kvcache.rpc.slab import Slabs
     from ds4_kvcache.rpc.status_codes import STATUS_CODES
     from ds4_kvcache.rpc.workers import Workers
 
@@ -93,14 +95,15 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     workers = Workers()
     server = Server(tenancy, STATUS_CODES)
     stopped = asyncio.Event()
-    kv_cache = KvCache(cache, workers, settings.min_tokens)
+    slabs = Slabs()
+    kv_cache = KvCache(cache, workers, slabs, settings.min_tokens)
     add_services(server, kv_cache, Admin(cache, workers, str(tenancy.home.path), stopped.set))
     await server.start()
     await server.set_serving(True)
     _log.info("cache served", socket=str(server.socket), folder=str(folder))
 
     with stop_signals() as signalled:
-        housekeeping = asyncio.create_task(keep_house(cache, Scrub(cache)))
+        housekeeping = asyncio.create_task(keep_house(cache, slabs, Scrub(cache)))
         ends = [asyncio.create_task(event.wait()) for event in (signalled, stopped)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -114,13 +117,14 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     return 0
 
 
-async def keep_house(cache: "Cache", scrub: "Scrub") -> None:
+async def keep_house(cache: "Cache", slabs: "Slabs", scrub: "Scrub") -> None:
     """Do what nobody waits for, until cancelled."""
     tick = 0
     while True:
         await asyncio.sleep(_TICK_S)
         tick += 1
         cache.end_pins()
+        slabs.forget_idle()
         await asyncio.to_thread(cache.retire_broken)
         cache.leases()
         cache.count_writes()

@@ -58,13 +58,12 @@ class Use:
     hits: int = 0
     seconds_saved: float = field(default=0.0)
 
-    def add(self, now_s: float, seconds_saved: float) -> None:
+    def add(self, now_s: float) -> None:
         """Count one restore."""
         self.short = self.short_at(now_s) + 1
         self.long = self.long_at(now_s) + 1
         self.last_s = max(now_s, self.last_s)
         self.hits += 1
-        self.seconds_saved += seconds_saved
 
     def absorb(self, other: "Use") -> None:
         """Take over the counts of a block that is going; its parent served those restores too."""

@@ -323,11 +323,13 @@ class Store:
             else:
                 self.drop_checkpoint(node)
 
-    def used(self, node: Node, tokens: int) -> None:
-        """Count a restore that ended at this node and saved so many tokens."""
+    def used(self, node: Node, tokens: int, *, ended: bool = True) -> None:
+        """Count tokens that a restore up to this node saved, and once it `ended` the restore."""
         seconds = tokens / self.prefill_tok_s if self.prefill_tok_s else 0.0
         with self.lock:
-            node.use.add(self.wall_s(), seconds)
+            node.use.seconds_saved += seconds
+            if ended:
+                node.use.add(self.wall_s())
             node.touched_s = time.monotonic()
             self.counters.tokens_saved += tokens
             self.counters.seconds_saved += seconds

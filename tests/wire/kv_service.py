@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvcache_pb2_grpc, kvstore_pb2
-from ds4_runtime import kv_keys
+from ds4_runtime import kv_keys, shared_memory
 from ds4_runtime.address import Home, grpc_target
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -190,6 +190,33 @@ class Link:
                     return Restored(records, "CRC_MISMATCH", header.key)
                 records.append((header, bytes(data)))
         return Restored(records, "")
+
+    def fetch_into_slab(self, lease: int, resume_tokens: int, window_bytes: int) -> Restored:
+        """Fetch by shared memory, a window at a time; records that match their CRC-32 only."""
+        name, memory = shared_memory.create(2 * window_bytes)
+        records: list[tuple[pb.RecordHeader, bytes]] = []
+        request = pb.FetchRequest(
+            store=self.store, lease=lease, resume_tokens=resume_tokens, slab=name,
+            slab_bytes=window_bytes,
+        )  # fmt: skip
+        while True:
+            for part in self.stub.Fetch(request, timeout=CALL_LIMIT_S):
+                if part.WhichOneof("part") != "placed":
+                    return Restored(records, part.failure.reason)
+                for header in part.placed.records:
+                    at = header.slab_offset
+                    data = memory[at : at + header.data_bytes]
+                    if zlib.crc32(data) != header.crc32:
+                        return Restored(records, "CRC_MISMATCH", header.key)
+                    records.append((header, data))
+                if name and not request.blocks_only:
+                    shared_memory.unlink(name)
+                    request.blocks_only = True
+                request.from_block = part.placed.next_block
+                ended = not part.placed.HasField("next_block")
+            if ended:
+                return Restored(records, "")
+            request.slab_offset = window_bytes - request.slab_offset
 
     def restore(self, tokens: Sequence[int], salt: str = "") -> int:
         """Look up, fetch and compare all bytes with what was put; tokens that came back right."""

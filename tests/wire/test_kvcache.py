@@ -5,8 +5,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import types_pb2
+from ds4_runtime import shared_memory
 
 from tests.wire.kv_service import CHECKPOINT, Service, prompt
 
@@ -90,3 +93,46 @@ def test_nearest_prefix_is_of_the_same_salt(service: Service) -> None:
         assert list(near.next_token_ids) == tokens[300:384]
         foreign = link.lookup(asked, "yours", nearest=True).nearest
         assert (foreign.common_tokens, len(foreign.next_token_ids)) == (0, 0)
+
+
+@pytest.mark.parametrize("window_bytes", [6_000, 16_000, 1_000_000])
+def test_shared_memory_brings_the_same_bytes(service: Service, window_bytes: int) -> None:
+    """A fetch into shared memory, in windows of any size, brings what a stream brings."""
+    tokens = prompt(8, 2000)
+    with service.link() as link:
+        link.put(tokens, checkpoints=[1920])
+        before = link.stat()
+        lease = link.lookup(tokens).lease
+        sent = link.fetch(lease, 1920)
+        placed = link.fetch_into_slab(lease, 1920, window_bytes)
+        assert placed.failure == ""
+        assert [data for _, data in placed.records] == [data for _, data in sent.records]
+        assert [head.key for head, _ in placed.records] == [head.key for head, _ in sent.records]
+        after = link.stat()
+        assert after.tokens_saved - before.tokens_saved == 2 * 1920
+
+
+def test_slabs_that_are_none(service: Service) -> None:
+    """A name that is none, memory that is too small or gone is told, and nothing is written."""
+    name, memory = shared_memory.create(10_000)
+    gone, _ = shared_memory.create(10_000)
+    shared_memory.unlink(gone)
+    with service.link() as link:
+        tokens = prompt(9, 300)
+        link.put(tokens, checkpoints=[256])
+        request = pb.FetchRequest(
+            store=link.store, lease=link.lookup(tokens).lease, resume_tokens=256
+        )
+        for slab, offset, size, reason in (
+            ("/etc/passwd", 0, 10_000, "BAD_SLAB"),
+            (name, 0, 5_999, "SLAB_TOO_SMALL"),
+            (name, 5_000, 6_000, "BAD_SLAB"),
+            (name, 2**60, 6_000, "BAD_SLAB"),
+            (gone, 0, 10_000, "NO_SUCH_SLAB"),
+        ):
+            request.slab, request.slab_offset, request.slab_bytes = slab, offset, size
+            with pytest.raises(grpc.RpcError) as error:
+                list(link.stub.Fetch(request, timeout=10))
+            assert ("ds4-reason", reason) in list(map(tuple, error.value.trailing_metadata()))
+    assert memory[:] == bytes(10_000)
+    shared_memory.unlink(name)

@@ -16,6 +16,7 @@ from ds4_kvcache.identity import Identity
 from ds4_kvcache.lookup import Found, Miss, find, nearest
 from ds4_kvcache.rpc import fetch, put
 from ds4_kvcache.rpc.people import People
+from ds4_kvcache.rpc.slab import Slabs
 from ds4_kvcache.rpc.workers import Workers
 from ds4_kvcache.store import Store
 
@@ -28,8 +29,9 @@ _MOST_KEYS, _MOST_TOKENS = 100_000, 8_000_000
 class KvCache(People):
     """Serves one cache."""
 
-    def __init__(self, cache: Cache, workers: Workers, min_tokens: int) -> None:
+    def __init__(self, cache: Cache, workers: Workers, slabs: Slabs, min_tokens: int) -> None:
         super().__init__(cache, workers)
+        self._slabs = slabs
         self._min_tokens = min_tokens
 
     async def Open(self, request: pb.OpenRequest, context: object) -> pb.OpenResponse:
@@ -99,7 +101,7 @@ class KvCache(People):
         return sum(speeds) / len(speeds) if speeds else _DEFAULT_FETCH_BYTES_S
 
     def Fetch(self, request: pb.FetchRequest, context: object) -> AsyncIterator[pb.FetchResponse]:
-        return fetch.fetch(self.cache, self.workers, request)
+        return fetch.fetch(self.cache, self.workers, self._slabs, request)
 
     async def Have(self, request: pb.HaveRequest, context: object) -> pb.HaveResponse:
         if len(request.keys) > _MOST_KEYS:

@@ -140,6 +140,7 @@ class RecordHeader(_message.Message):
     PARENT_KEY_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_KIND_FIELD_NUMBER: _builtins.int
+    SLAB_OFFSET_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     """Key of the block."""
     kind: _kvstore_pb2.RecordKind.ValueType
@@ -156,6 +157,8 @@ class RecordHeader(_message.Message):
     """Put only: key of the block before; the root for the first."""
     checkpoint_kind: _kvstore_pb2.CheckpointKind.ValueType
     """Put of a checkpoint only: why it is there."""
+    slab_offset: _builtins.int
+    """Fetch into a slab only: where in it the data lies."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Put of a block only: its 128 token ids."""
@@ -172,10 +175,11 @@ class RecordHeader(_message.Message):
         parent_key: _builtins.bytes = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         checkpoint_kind: _kvstore_pb2.CheckpointKind.ValueType = ...,
+        slab_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_kind", b"checkpoint_kind", "codec", b"codec", "crc32", b"crc32", "data_bytes", b"data_bytes", "depth", b"depth", "key", b"key", "kind", b"kind", "parent_key", b"parent_key", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_kind", b"checkpoint_kind", "codec", b"codec", "crc32", b"crc32", "data_bytes", b"data_bytes", "depth", b"depth", "key", b"key", "kind", b"kind", "parent_key", b"parent_key", "slab_offset", b"slab_offset", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +321,10 @@ class FetchRequest(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     FROM_BLOCK_FIELD_NUMBER: _builtins.int
     RESUME_TOKENS_FIELD_NUMBER: _builtins.int
+    SLAB_FIELD_NUMBER: _builtins.int
+    SLAB_OFFSET_FIELD_NUMBER: _builtins.int
+    SLAB_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCKS_ONLY_FIELD_NUMBER: _builtins.int
     store: _builtins.int
     """Handle of the store."""
     lease: _builtins.int
@@ -325,6 +333,17 @@ class FetchRequest(_message.Message):
     """Block to begin with, when the caller has those before it."""
     resume_tokens: _builtins.int
     """Tokens of the checkpoint to resume from."""
+    slab: _builtins.str
+    """Name of a POSIX shared memory object of the caller, "/ds4-" and 16 hexadecimal digits: data
+    is laid into it instead of being sent. Empty: data is sent. The caller may unlink it after
+    the first response and keep using its name; unused for a minute, it is forgotten.
+    """
+    slab_offset: _builtins.int
+    """The part of the slab that this call may write to, in bytes from its beginning."""
+    slab_bytes: _builtins.int
+    """Bytes of that part. The stream ends when the next record has no room in it."""
+    blocks_only: _builtins.bool
+    """Leave the checkpoint out, as in a call that goes on where another one ended."""
     def __init__(
         self,
         *,
@@ -332,14 +351,48 @@ class FetchRequest(_message.Message):
         lease: _builtins.int = ...,
         from_block: _builtins.int = ...,
         resume_tokens: _builtins.int = ...,
+        slab: _builtins.str = ...,
+        slab_offset: _builtins.int = ...,
+        slab_bytes: _builtins.int = ...,
+        blocks_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_block", b"from_block", "lease", b"lease", "resume_tokens", b"resume_tokens", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks_only", b"blocks_only", "from_block", b"from_block", "lease", b"lease", "resume_tokens", b"resume_tokens", "slab", b"slab", "slab_bytes", b"slab_bytes", "slab_offset", b"slab_offset", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class Placed(_message.Message):
+    """Records that lie in the slab."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_BLOCK_FIELD_NUMBER: _builtins.int
+    next_block: _builtins.int
+    """Block to go on with, by another call; not set: there is no other."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordHeader]:
+        """Their headers, in order."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___RecordHeader] | None = ...,
+        next_block: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_block", b"_next_block", "next_block", b"next_block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_block", b"_next_block", "next_block", b"next_block", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_block: _TypeAlias = _typing.Literal["next_block"]  # noqa: Y015
+    _WhichOneofArgType__next_block: _TypeAlias = _typing.Literal["_next_block", b"_next_block"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_block) -> _WhichOneofReturnType__next_block | None: ...
+
+Global___Placed: _TypeAlias = Placed  # noqa: Y015
 
 @_typing.final
 class FetchResponse(_message.Message):
@@ -350,6 +403,7 @@ class FetchResponse(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """Its next bytes."""
     @_builtins.property
@@ -360,18 +414,23 @@ class FetchResponse(_message.Message):
     def failure(self) -> _types_pb2.Error:
         """The record could not be read; the stream ends and what came before is good."""
 
+    @_builtins.property
+    def placed(self) -> Global___Placed:
+        """Into a slab, in the place of headers and data."""
+
     def __init__(
         self,
         *,
         header: Global___RecordHeader | None = ...,
         data: _builtins.bytes = ...,
         failure: _types_pb2.Error | None = ...,
+        placed: Global___Placed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "failure", b"failure", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "failure", b"failure", "header", b"header", "part", b"part", "placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "failure", b"failure", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "failure", b"failure", "header", b"header", "part", b"part", "placed", b"placed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data", "failure", "placed"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
