@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ds4_daemon.engine.prefix_state import (
     Bounded,
     Restoring,
-    block_pieces,
+    blocks_pieces,
     checkpoint_pieces,
 )
 from ds4_daemon.kvlink.link import Link
@@ -152,14 +152,16 @@ class Saver:
         session.extend_keys(link.digest, taken.tokens)
         layout, chain, blocks = link.layout, session.chain, taken.tokens // BLOCK_TOKENS
         size = layout.packed_bytes(layout.block)
-        for block in range(session.saved_blocks, blocks):
+        first = session.saved_blocks
+        pieces = blocks_pieces(session.state, layout, first, blocks) if first < blocks else []
+        for block in range(first, blocks):
             at = block * BLOCK_TOKENS
             one = Save(
                 chain,
                 session.keys[block],
                 session.keys[block - 1] if block else root_key(link.digest, session.salt),
                 block + 1,
-                block_pieces(session.state, layout, block),
+                pieces[block - first],
                 size,
                 tuple(session.ids[at : at + BLOCK_TOKENS]),
             )

@@ -67,15 +67,24 @@ def checkpoint_pieces(taken: Bounded) -> Pieces:
 
 def block_pieces(state: SessionState, layout: Layout, block: int) -> Pieces:
     """The entries that tokens `128 · block` and the 127 after it closed."""
-    rows, keys = [], []
+    return blocks_pieces(state, layout, block, block + 1)[0]
+
+
+def blocks_pieces(state: SessionState, layout: Layout, first: int, stop: int) -> list[Pieces]:
+    """The same of several blocks, read off each layer once: a GPU is waited for at every look."""
+    rows: list[list[Floats]] = []
+    keys: list[list[Floats]] = []
     for layer in layout.compressed:
         compressor, indexer = state.layers[layer].compressor, state.layers[layer].indexer
         assert compressor is not None
-        count = layout.entries(layer)
-        rows.append(compressor.entries.part(block * count, (block + 1) * count))
+        span = first * layout.entries(layer), stop * layout.entries(layer)
+        rows.append(np.split(compressor.entries.part(*span), stop - first))
         if indexer is not None:
-            keys.append(indexer.entries.part(block * count, (block + 1) * count))
-    return Pieces(tuple(rows), tuple(keys), ())
+            keys.append(np.split(indexer.entries.part(*span), stop - first))
+    return [
+        Pieces(tuple(r[i] for r in rows), tuple(k[i] for k in keys), ())
+        for i in range(stop - first)
+    ]
 
 
 def fork(state: SessionState, taken: Bounded, layout: Layout, new: SessionState) -> None:

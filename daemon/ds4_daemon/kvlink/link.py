@@ -7,6 +7,7 @@ service.
 
 import contextlib
 import threading
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -140,6 +141,9 @@ class Link:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        end_s = time.monotonic() + patience_s
+        for worker in self._workers:  # what is to be invalidated is told
+            worker.join(max(0.0, end_s - time.monotonic()))
         self.store.close()
         self._restorer.close()
 
@@ -156,7 +160,7 @@ class Link:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._closing)
-                if self._closing:
+                if not self._jobs:
                     return
                 job = self._jobs.popleft()
             try:
