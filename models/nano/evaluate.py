@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from ds4_daemon.errors import DaemonError  # noqa: E402 (after the path and the threads)
+from ds4_client import Ds4Error  # noqa: E402 (after the path and the threads)
+from ds4_daemon.errors import DaemonError  # noqa: E402 (likewise)
 
 from bench.machine import describe  # noqa: E402 (likewise)
 from models.nano.data import corpus  # noqa: E402 (likewise)
@@ -36,13 +37,11 @@ def evaluate(
     task: sections.Task, names: list[str], out: Path | None, resume: bool
 ) -> dict[str, Any]:
     """Measure and print the sections; `out` is written anew after each."""
-    asked = {"shipped": str(task.shipped), "parent": str(task.parent), "seed": task.seed,
-             "size": task.size._asdict()}  # fmt: skip
-    found: dict[str, Any] = {"asked": asked, "machine": describe(), "seconds": {}}
+    found: dict[str, Any] = {"asked": task.asked, "machine": describe(), "seconds": {}}
     if resume and out is not None and out.exists():
         before = json.loads(out.read_text("utf-8"))
-        if before.get("asked") != asked:
-            raise ValueError(f"{out} is of another evaluation: {before.get('asked')}")
+        if before.get("asked") != task.asked:
+            raise ValueError(f"{out} is of another model, seed or size: {before.get('asked')}")
         found = before
     model = task.opened.model
     print(f"# {model.name}, {_size(model):,} bytes\n\n" + "\n".join(found["machine"]) + "\n")
@@ -108,7 +107,7 @@ def main() -> int:
     except DaemonError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
         return 1
-    except (OSError, ValueError) as error:
+    except (Ds4Error, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(found))

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +18,7 @@ from ds4_daemon.text.tokenizer import ASSISTANT, DSML, Tokenizer
 
 from models.nano import checkpoint
 from models.nano.checkpoint import TOKENIZER
-from models.nano.data import words
+from models.nano.data import recall, words
 from models.nano.evaluation import distance, likelihood, tasks
 from models.nano.evaluation.crew import Crew
 from models.nano.evaluation.subject import Opened, Subject, answers, extend, greedy, read, started
@@ -124,8 +126,6 @@ def test_a_value_is_found_as_words_of_its_own() -> None:
 
 def test_every_question_asks_for_one_relation() -> None:
     """All questions that the data has are told apart, and each relation's chance is known."""
-    from models.nano.data import recall
-
     rng = random.Random(1)
     found = {
         distance.relation_of(fact.question)
@@ -173,12 +173,15 @@ def test_zeroing_leaves_the_window_and_nothing_else(subject: Subject) -> None:
 def test_rates_tell_live_from_zeroed() -> None:
     """Shares are of the right group, by distance and relation."""
     answer = read(Tokenizer.load(TOKENIZER), Opening.CONTENT, [1])
+    fact = recall.Fact("", "What is it?", "", "x")
     rows = [
-        distance.Outcome("128", "pet", zeroed, right, False, 0.1, 127, answer)
+        distance.Outcome("128", "pet", zeroed, right, False, 0.1, 127, fact, answer)
         for zeroed, right in ((False, True), (False, True), (False, False), (True, False))
     ]
     found = distance.rates(rows)["128"]
     assert found["n"] == 3 and found["right"] == pytest.approx(2 / 3) and found["zeroed"] == 0
+    assert found["chance"] == pytest.approx(0.1) and 0.1 < found["chance_most"] < 0.5
+    assert distance.wrong(rows) == [["128", "What is it?", "x", ""]]
     assert distance.by_relation(rows)["pet"] == {"128": pytest.approx(2 / 3), "n": 3}
 
 
@@ -239,8 +242,6 @@ def test_only_exact_calls_are_right(tokenizer: Tokenizer) -> None:
 
 def test_sums_have_their_digits_and_results(tokenizer: Tokenizer) -> None:
     """Operands have as many digits as said, and the last number of an answer is its result."""
-    import re
-
     for case in tasks.sum_cases(random.Random(1), tokenizer, 5):
         left, right = map(int, re.findall(r"\d+", case.asked))
         assert {len(str(left)), len(str(right))} == {int(case.kind[0])}
@@ -264,6 +265,16 @@ def test_a_crew_measures_the_same_as_one(parent: Path) -> None:
         with Crew(opened, workers) as crew:
             found.append(crew.map(likelihood.measure, cases, 1))
     assert found[0] == found[1] and [t.source for t in found[0]] == ["0", "1", "2"]
+
+
+def _die(subject: Subject, cases: list[int]) -> list[int]:
+    os._exit(9)
+
+
+def test_a_dead_worker_ends_the_crew_with_a_sentence(parent: Path) -> None:
+    """A worker that is killed, as for memory, is an error and no endless wait."""
+    with Crew(Opened(parent), 2) as crew, pytest.raises(ChildProcessError, match="--workers"):
+        crew.map(_die, [1, 2], 1)
 
 
 def test_a_smaller_top_k_changes_what_is_computed(parent: Path) -> None:
@@ -313,7 +324,5 @@ def test_the_script_prints_markdown_and_json_and_resumes(parent: Path, tmp_path:
     found = json.loads(first.stdout.splitlines()[-1])
     assert found == json.loads((tmp_path / "found.json").read_text())
     assert json.loads(second.stdout.splitlines()[-1]) == found  # its seconds too: not run again
-    command[command.index("1")] = "2"  # other workers: the same evaluation
-    lines[0] = "not json"
-    (tmp_path / "heldout.jsonl").write_text("\n".join(lines))
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    other = subprocess.run([*command, "--seed", "2"], capture_output=True, text=True)
+    assert other.returncode == 1 and "another model, seed or size" in other.stderr

@@ -8,7 +8,8 @@ depend on the number of processes. Used by every measure that runs the network.
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from multiprocessing.pool import Pool
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -29,13 +30,13 @@ class Crew:
         """Raises ModelFileError before any process starts."""
         self.subject = opened.open()
         self._workers = workers
-        self._pool: Pool | None = None
+        self._pool: ProcessPoolExecutor | None = None
         if workers > 1:
             for name in ONE_THREAD:
                 os.environ[name] = "1"
             # Not forked: threads of numpy and torch do not survive it.
             context = multiprocessing.get_context("spawn")
-            self._pool = context.Pool(workers, _open, (opened,))
+            self._pool = ProcessPoolExecutor(workers, context, _open, (opened,))
 
     def map(
         self,
@@ -43,13 +44,21 @@ class Crew:
         cases: Sequence[Case],
         at_once: int = 32,
     ) -> list[Outcome]:
-        """One outcome a case; `measure` is a function of a module and gets `at_once` cases."""
+        """One outcome a case; `measure` is a function of a module and gets `at_once` cases.
+
+        Raises ChildProcessError when a worker died.
+        """
         share = max(1, min(at_once, -(-len(cases) // self._workers)))
         parts = [list(cases[i : i + share]) for i in range(0, len(cases), share)]
         if self._pool is None:
             return [outcome for part in parts for outcome in measure(self.subject, part)]
-        jobs = [self._pool.apply_async(_measured, (measure, part)) for part in parts]
-        return [outcome for job in jobs for outcome in job.get()]
+        jobs = [self._pool.submit(_measured, measure, part) for part in parts]
+        try:
+            return [outcome for job in jobs for outcome in job.result()]
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a worker died; if memory ran out, take fewer (--workers)"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -61,8 +70,7 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
+            self._pool.shutdown(cancel_futures=True)
 
 
 def _open(opened: Opened) -> None:

@@ -14,6 +14,7 @@ whole window of pooling back.
 """
 
 import copy
+import math
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,8 @@ DISTANCES = {"128": 128, "512": 512, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8
 CLOSE_TOKENS = 6
 FACTS = 4  # a text
 _ANSWER_TOKENS = 32
+_ONE_IN_TWENTY = 1.645  # deviations of a normal distribution, one-sided
+_SHOWN = 12  # wrong answers
 _SPARE_TOKENS = 100  # at the end of a text, where joined paragraphs take fewer tokens than apart
 _SENTENCE = r"[A-Z][^.!?\n\"]{20,60}\."
 _RELATIONS = {  # how a question of a relation is told from the others
@@ -71,8 +74,8 @@ class Text:
 
 
 class Outcome(NamedTuple):
-    """How one question was answered. `zeroed`: without compressed rows; `others`: with the value of
-    another fact of the text."""
+    """How a question for a fact was answered. `zeroed`: without compressed rows; `others`: with the
+    value of another fact of the text."""
 
     distance: str
     relation: str
@@ -81,6 +84,7 @@ class Outcome(NamedTuple):
     others: bool
     chance: float
     exact_tokens: int
+    fact: recall.Fact
     answer: Answer
 
 
@@ -224,14 +228,14 @@ def _measured(subject: Subject, text: Text, controls: Sequence[bool]) -> list[Ou
         others = any(has(answer.content, value) for value in ask.others)
         right = has(answer.content, ask.fact.value) and not others
         guess = chance(relation, words.EVALUATION)
-        out.append(
-            Outcome(ask.distance, relation, zeroed, right, others, guess, ask.exact_tokens, answer)
-        )
+        told = ask.distance, relation, zeroed, right, others, guess, ask.exact_tokens
+        out.append(Outcome(*told, ask.fact, answer))
     return out
 
 
 def rates(outcomes: Iterable[Outcome]) -> dict[str, dict[str, float]]:
-    """By distance: n, the share that is right live and zeroed, chance, and tokens in fact."""
+    """By distance: n, the shares that are right live and zeroed, and that have another's value;
+    chance, and what chance alone exceeds once in twenty times; the exact tokens."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.distance, []).append(outcome)
@@ -239,11 +243,14 @@ def rates(outcomes: Iterable[Outcome]) -> dict[str, dict[str, float]]:
     for distance, some in groups.items():
         live = [o for o in some if not o.zeroed]
         zeroed = [o.right for o in some if o.zeroed]
+        guess = sum(o.chance for o in live) / len(live)
+        spread = math.sqrt(sum(o.chance * (1 - o.chance) for o in live)) / len(live)
         out[distance] = {
             "n": len(live),
             "right": sum(o.right for o in live) / len(live),
             "others": sum(o.others for o in live) / len(live),
-            "chance": sum(o.chance for o in live) / len(live),
+            "chance": guess,
+            "chance_most": guess + _ONE_IN_TWENTY * spread,
             "least_tokens": min(o.exact_tokens for o in live),
             "most_tokens": max(o.exact_tokens for o in live),
         } | ({"zeroed": sum(zeroed) / len(zeroed)} if zeroed else {})
@@ -261,3 +268,12 @@ def by_relation(outcomes: Iterable[Outcome]) -> dict[str, dict[str, float]]:
         | {"n": len(next(iter(rows.values())))}
         for relation, rows in sorted(groups.items())
     }
+
+
+def wrong(outcomes: Iterable[Outcome]) -> list[list[str]]:
+    """The first few wrong answers: distance, question, what is right, what was said."""
+    some = [o for o in outcomes if not o.zeroed and not o.right]
+    return [
+        [o.distance, o.fact.question, o.fact.value, o.answer.content]
+        for o in some[:: len(some) // _SHOWN or 1]
+    ][:_SHOWN]

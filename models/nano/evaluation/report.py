@@ -35,7 +35,8 @@ def held_out(figures: Figures) -> list[str]:
 def recall(figures: Figures) -> list[str]:
     rows = [
         [name, f"{r['n']}", f"{r['least_tokens']}–{r['most_tokens']}", _percent(r["right"]),
-         _percent(r["others"]), _percent(r.get("zeroed")), _percent(r["chance"])]
+         _percent(r["others"]), _percent(r.get("zeroed")),
+         f"{_percent(r['chance'])} (≤ {_percent(r['chance_most'])})"]
         for name, r in figures["by_distance"].items()
     ]  # fmt: skip
     names = list(figures["by_distance"])

@@ -4,6 +4,7 @@ A section draws its cases from its own seed, so it gives the same whichever othe
 much is measured (`FULL`, `QUICK`). Called by `evaluate.py`; `report` words what comes out.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +65,13 @@ class Task:
         return Opened(model)
 
     @cached_property
+    def asked(self) -> Figures:
+        """What tells this evaluation from another: the models' bytes, the seed and the size."""
+        models = {"shipped": self.shipped, "parent": self.parent}
+        digests = {name: path and _digest(path) for name, path in models.items()}
+        return digests | {"seed": self.seed, "size": self.size._asdict()}
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's own."""
         return self.opened.tokenizer()
@@ -87,6 +95,13 @@ class Task:
     def rng(self, section: str) -> random.Random:
         """Chance of a section's own."""
         return random.Random(f"{self.seed} {section}")
+
+
+def _digest(model: Path) -> str:
+    """SHA-256 of a file, or of a folder's weights."""
+    weights = model / "model.safetensors" if model.is_dir() else model
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def held_out(task: Task) -> Figures:
@@ -135,6 +150,7 @@ def recall(task: Task) -> Figures:
         "by_distance": distance.rates(outcomes),
         "by_relation": distance.by_relation(outcomes),
         "leaks": tasks.leaks(o.answer for o in outcomes if not o.zeroed),
+        "wrong": distance.wrong(outcomes),
     }
 
 

@@ -17,6 +17,7 @@ from ds4_client import Client, Delta, Ids
 _DAEMON = Path(sys.executable).parent / "ds4-daemon"
 _ANSWER_TOKENS = 64
 _START_S = 120
+_SILENT = "ds4-daemon does not serve; start it by hand to see why"
 
 
 def measure(
@@ -34,7 +35,7 @@ def measure(
             try:
                 with Client(home) as client:
                     if not client.wait(_START_S):
-                        raise RuntimeError("ds4-daemon does not serve; start it by hand to see why")
+                        raise ChildProcessError(_SILENT)
                     out["start"] = {"seconds": time.perf_counter() - begin_s}
                     for name, ids in prompts.items():
                         times = [_once(client, ids) for _ in range(runs)]
@@ -63,5 +64,5 @@ def _once(client: Client, ids: list[int]) -> tuple[float, float]:
                 if not first_tokens:
                     first_s, first_tokens = time.perf_counter(), tokens
     if tokens == first_tokens:
-        raise RuntimeError(f"the daemon gave {tokens} tokens at once, which makes no speed")
+        raise ChildProcessError(f"the daemon gave {tokens} tokens at once, which makes no speed")
     return first_s - begin_s, (tokens - first_tokens) / (time.perf_counter() - first_s)
