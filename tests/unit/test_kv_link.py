@@ -12,7 +12,8 @@ from ds4.v1 import kvstore_pb2, types_pb2
 from ds4_daemon.kvlink import grid, sender
 from ds4_daemon.kvlink.link import Link
 from ds4_daemon.kvlink.records import Restored
-from ds4_daemon.kvlink.store import Data, parse_fetch
+from ds4_daemon.kvlink.slab import Data
+from ds4_daemon.kvlink.store import parse_fetch
 from ds4_daemon.misses import Miss
 
 from tests.unit.kv_peer import (

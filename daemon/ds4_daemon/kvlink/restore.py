@@ -21,7 +21,8 @@ from ds4_runtime.kv_keys import BLOCK_TOKENS, block_keys, root_key
 from ds4_daemon.kvlink.layout import Layout, Shape
 from ds4_daemon.kvlink.pack import Bytes, Codec, Record, RecordError, empty, unpack
 from ds4_daemon.kvlink.records import Restored, Target, Wanted
-from ds4_daemon.kvlink.store import Data, LinkError, Store
+from ds4_daemon.kvlink.slab import Data
+from ds4_daemon.kvlink.store import LinkError, Store
 from ds4_daemon.misses import Miss
 
 # How often a damaged prefix is tried again with less of it.
@@ -32,6 +33,8 @@ _SHARE = 0.25
 # Blocks that are being unpacked at once; each holds half a megabyte that came.
 _PARALLEL = 2
 _AHEAD = 16
+# Of which the bytes may still be read: those, one that just came, and one more for safety.
+_IN_USE = _AHEAD + 2
 
 _log = structlog.get_logger()
 
@@ -121,7 +124,7 @@ class Restorer:
             if saving_s and saving_s < self._terms.min_saving_s:
                 return Restored(0, None, Miss.NOT_WORTH_IT)
             target = make(tokens)
-            nbytes = self._fetch(wanted, found.lease, tokens, target, end_s, abandoned)
+            nbytes = self._fetch(wanted, found, target, end_s, abandoned)
             return Restored(tokens, target, miss, nbytes=nbytes)
         finally:
             self._store.release(found.lease)
@@ -129,20 +132,20 @@ class Restorer:
     def _fetch(
         self,
         wanted: Wanted,
-        lease: int,
-        tokens: int,
+        found: pb.LookupResponse,
         target: Target,
         end_s: float,
         abandoned: Callable[[], bool],
     ) -> int:
         """All records of the prefix, into the target; their bytes."""
+        tokens = found.resume_tokens
         root = root_key(self._store.identity.digest, wanted.salt)
         keys = block_keys(root, wanted.token_ids[:tokens])
         blocks: set[int] = set()
         checkpoint, nbytes = False, 0
         jobs: list[Future[None]] = []
         try:
-            for header, data in self._records(lease, tokens, end_s, keys):
+            for header, data in self._records(found, end_s, keys):
                 if abandoned():
                     raise LinkError(Miss.NONE, "abandoned")  # noqa: TRY301 (as a fault would)
                 nbytes += len(data)
@@ -168,13 +171,16 @@ class Restorer:
         return nbytes
 
     def _records(
-        self, lease: int, tokens: int, end_s: float, keys: list[bytes]
+        self, found: pb.LookupResponse, end_s: float, keys: list[bytes]
     ) -> Iterator[tuple[pb.RecordHeader, Bytes]]:
         """Whole records, each at its place in the chain."""
         header: pb.RecordHeader | None = None
         parts: list[memoryview] = []
         missing = 0
-        for message in self._store.fetch(lease, tokens, _left(end_s)):
+        fetch = self._store.fetch(
+            found.lease, found.resume_tokens, found.fetch_bytes, _left(end_s), _IN_USE
+        )
+        for message in fetch:
             if isinstance(message, Data):
                 view = message.view
             elif message.WhichOneof("part") == "data":

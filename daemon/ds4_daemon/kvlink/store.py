@@ -17,6 +17,8 @@ from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvcache_pb2_grpc, kvstore_pb2, types_pb2
 from ds4_runtime.address import grpc_target
 
+from ds4_daemon.kvlink import slab
+from ds4_daemon.kvlink.slab import Data
 from ds4_daemon.misses import Miss
 
 LAYOUT_VERSION = 1
@@ -57,12 +59,6 @@ class Identity(NamedTuple):
     model_name: str
 
 
-class Data(NamedTuple):
-    """Bytes of a record, as they came."""
-
-    view: memoryview
-
-
 class Store:
     """One fingerprint's store in the service on the socket `path`."""
 
@@ -100,19 +96,34 @@ class Store:
 
         return self._call(call)
 
-    def fetch(self, lease: int, resume_tokens: int, timeout_s: float) -> Iterator[Any]:
+    def fetch(
+        self, lease: int, resume_tokens: int, nbytes: int, timeout_s: float, in_use: int
+    ) -> Iterator[Any]:
         """The records of a leased prefix: headers, `Data` and failures as they come.
 
-        Raises LinkError while it is iterated.
+        `nbytes` is what Lookup said; a `Data` may be read until `in_use` more records came, and
+        after the last one. Raises LinkError while it is iterated.
         """
+        end_s = time.monotonic() + timeout_s
         request = pb.FetchRequest(store=self._handle, lease=lease, resume_tokens=resume_tokens)
-        stream = self._fetch(request, timeout=timeout_s)
         try:
-            yield from stream
+            if nbytes >= slab.LEAST_BYTES:
+                try:
+                    yield from slab.fetch(self._start, request, nbytes, end_s, in_use)
+                except slab.NoSlabError as error:
+                    self.problem = str(error)  # what follows does without it
+                else:
+                    return
+            stream = self._start(request, max(end_s - time.monotonic(), 0.001))
+            try:
+                yield from stream
+            finally:
+                stream.cancel()
         except grpc.RpcError as error:
             raise self._fault(error) from error
-        finally:
-            stream.cancel()
+
+    def _start(self, request: pb.FetchRequest, timeout_s: float) -> Any:
+        return self._fetch(request, timeout=timeout_s)
 
     def have(self, keys: Sequence[bytes], timeout_s: float) -> pb.HaveResponse:
         """Which records are stored. Raises LinkError."""

@@ -72,6 +72,8 @@ async def fetch(
         return
     if request.slab and (placed.records or not plan):
         yield pb.FetchResponse(placed=placed)
+    if request.slab and next_block is None:
+        slabs.forget(request.slab)
     await workers.patient(lambda: store.used(end, 128 * blocks, ended=next_block is None))
     cache.fetch_bytes_s.append(sent_bytes / max(time.perf_counter() - began_s, 1e-6))
 

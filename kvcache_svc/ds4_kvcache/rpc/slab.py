@@ -1,8 +1,8 @@
 """Shared memory of daemons, into which restored records are laid: half the work of sending them.
 
 A slab is a POSIX shared memory object that a daemon made, 0600. It is mapped by the first fetch
-that names it and kept for the next ones, because the daemon takes its name away at once: so
-nothing is left behind by whoever dies. Used by `fetch`; safe for threads.
+that names it and kept until the restore has ended, because the daemon takes its name away at once:
+so nothing is left behind by whoever dies. Used by `fetch`; safe for threads.
 """
 
 import mmap
@@ -14,7 +14,7 @@ from ds4_runtime import shared_memory
 
 from ds4_kvcache.errors import NotFoundError, RequestError
 
-# One daemon has two; what is not used for a minute belongs to a daemon that is gone or idle.
+# One daemon has two; what is not used for a minute belongs to a restore that broke off.
 _MOST, _IDLE_S = 8, 60.0
 
 
@@ -39,6 +39,11 @@ class Slabs:
                 "BAD_SLAB", f"the slab has {len(mapped)} bytes, not {offset + size}", ""
             )
         return memoryview(mapped)[offset : offset + size]
+
+    def forget(self, name: str) -> None:
+        """Let go of a slab whose restore ended."""
+        with self._lock:
+            self._maps.pop(name, None)
 
     def forget_idle(self) -> None:
         """Let go of slabs that nobody used for a while; a view that is in use keeps its own."""

@@ -336,7 +336,8 @@ class FetchRequest(_message.Message):
     slab: _builtins.str
     """Name of a POSIX shared memory object of the caller, "/ds4-" and 16 hexadecimal digits: data
     is laid into it instead of being sent. Empty: data is sent. The caller may unlink it after
-    the first response and keep using its name; unused for a minute, it is forgotten.
+    the first response and keep using its name, until a call has sent the last record or it was
+    not used for a minute.
     """
     slab_offset: _builtins.int
     """The part of the slab that this call may write to, in bytes from its beginning."""
