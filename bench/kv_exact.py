@@ -9,6 +9,7 @@ or was not restored.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,9 @@ def run(home: Path, model: Path, asked: Path, out: Path) -> dict[str, np.ndarray
     """Every prompt in a process of its own, which leaves nothing in memory."""
     command = [sys.executable, "-m", "tests.wire.kv_probe"]
     paths = [str(path) for path in (home, model, asked, out)]
-    subprocess.run([*command, *paths], check=True, cwd=Path(__file__).parents[1])
+    # One thread for products: what is compared does not depend on it, and it suits a busy machine.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run([*command, *paths], check=True, cwd=Path(__file__).parents[1], env=environment)
     with np.load(out) as loaded:
         return dict(loaded)
 

@@ -1,6 +1,7 @@
 """Daemon and KV cache service together: what was computed is restored, exactly, or is a miss."""
 
 import concurrent.futures
+import os
 import subprocess
 import sys
 import time
@@ -89,7 +90,8 @@ def test_a_restored_state_equals_a_computed_one_bit_for_bit(
         out = tmp_path / f"{name}.npz"
         command = [sys.executable, "-m", "tests.wire.kv_probe"]
         paths = [str(p) for p in (home, models.gguf, tmp_path / "prompts.npz", out)]
-        subprocess.run([*command, *paths], check=True, timeout=100)
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # as tests.wire.conftest has it
+        subprocess.run([*command, *paths], check=True, timeout=100, env=environment)
         results.append(np.load(out))
         if name == "cold":
             assert service.stop() == 0
