@@ -1,4 +1,6 @@
-"""What the KV cache does when things break: `python -m bench.kv_faults [--rounds 200] [--seed 1]`.
+"""What the KV cache does when things break.
+
+    python -m bench.kv_faults [--rounds 200] [--seed 1] [--only kill]
 
 Each round breaks one thing in a real ds4-kvcache and its file, chosen and placed by the seed, and
 then asks for every prompt that was ever stored. What comes back must be the very bytes or a miss;
@@ -300,21 +302,10 @@ def leave(patient: Patient) -> None:
 
 
 def _in_use(data: bytes) -> set[int]:
-    """The pages that the older of two states needs: all but those in its list of free pages.
+    """Pages that the newest meta page leads to, by LMDB 0.9's format.
 
     A transaction writes to free pages and to new ones only, so no other page can be half written.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "data.mdb").write_bytes(data)
-        with lmdb.open(folder, max_dbs=8, map_size=1 << 30, readonly=True, lock=False) as env:
-            last = int(env.info()["last_pgno"])
-    # The table of free pages is not exposed; LMDB's meta page has its root. Every page that is
-    # equal in both states was not written, so treating those alone as in use would be a tautology.
-    return _reachable(data, last)
-
-
-def _reachable(data: bytes, last: int) -> set[int]:
-    """Pages that the newest meta page leads to, by LMDB 0.9's format."""
     metas = []
     for page in (0, 1):
         head = struct.unpack_from("<IIQQ", data, page * _PAGE + 16)
@@ -326,7 +317,7 @@ def _reachable(data: bytes, last: int) -> set[int]:
     stack = list(max(metas)[1])
     while stack:
         page = stack.pop()
-        if page > last or page in found:
+        if (page + 1) * _PAGE > len(data) or page in found:  # no page, or known
             continue
         found.add(page)
         flags, lower = struct.unpack_from("<HH", data, page * _PAGE + 10)
@@ -371,10 +362,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    names = [fault.__name__ for fault in FAULTS]
+    parser.add_argument("--only", choices=names, help="one kind of fault instead of all in turn")
     arguments = parser.parse_args()
-    totals: dict[str, Counter[str]] = {fault.__name__: Counter() for fault in FAULTS}
+    faults = [fault for fault in FAULTS if arguments.only in (None, fault.__name__)]
+    totals: dict[str, Counter[str]] = {fault.__name__: Counter() for fault in faults}
     for i in range(arguments.rounds):
-        fault = FAULTS[i % len(FAULTS)]
+        fault = faults[i % len(faults)]
         totals[fault.__name__] += round_of(fault, arguments.seed + i)
     for name, counts in totals.items():
         print(f"{name:>15}  {', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}")

@@ -345,3 +345,21 @@ def test_pins_go_with_their_blocks(cache: Cache, store: Store, clock: Clock) -> 
     again = open_cache(cache.budget.folder, clock)
     assert open_store(again).pins == {}
     again.close(10)
+
+
+def test_clock_may_jump(cache: Cache, store: Store, clock: Clock) -> None:
+    """A clock that is set back or forward loses nothing and breaks no order."""
+    nodes = chain(store, 3, checkpoints=[1, 3])
+    store.used(nodes[2], 384)
+    for jump_s in (-10 * 365 * 86_400, 20 * 365 * 86_400):
+        clock.now_s += jump_s
+        store.used(nodes[0], 128)
+        cache.count_writes()
+        cache.end_pins()
+        assert nodes[0].use.short_at(clock.now_s) <= 3
+        victims, _, _ = browse.plan_eviction(cache, Selection(), 1)
+        assert [victim.node for victim in victims if victim.kind is Kind.BLOCK] == nodes[::-1]
+    cache.close(10)
+    again = open_cache(cache.budget.folder, clock)
+    assert set(open_store(again).index.nodes) == {node.key for node in nodes}
+    again.close(10)
