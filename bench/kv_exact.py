@@ -20,7 +20,7 @@ from ds4_daemon import standin
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, it finds its siblings
 
-from bench.kv_parts import SERVICE_FLAGS, Process
+from bench.kv_process import SERVICE_FLAGS, Process
 
 LENGTHS = (129, 511, 4095, 4096, 4097, 20_000)
 RANDOM_PROMPTS = 200

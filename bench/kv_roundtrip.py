@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, it finds its siblings
 
 from bench import kv_parts as parts
+from bench.kv_process import SERVICE_FLAGS, Process
 from bench.machine import describe
 
 TOKENS = 100_096  # 782 blocks: the first whole ones past 100k
@@ -48,7 +49,7 @@ async def measure(folder: Path, quick: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="ds4-kv-", dir=folder) as name:
         home = Path(name)
         model = parts.model_folder(folder)
-        service = parts.Process("ds4_kvcache.main", home, *parts.SERVICE_FLAGS)
+        service = Process("ds4_kvcache.main", home, *SERVICE_FLAGS)
         with service:
             async with parts.engine(home, model) as engine:
                 rows = await parts.rows(engine)
