@@ -107,7 +107,8 @@ def soak(service: Service, hours: float, budget_bytes: int) -> None:
             put, lookup = quantiles(minute.put_ms, n=100), quantiles(minute.lookup_ms, n=100)
             print(
                 f"{(time.monotonic() - began_s) / 60:6.1f} min"
-                f"  stored {load.stored_bytes / 1e9:.1f} GB  file/budget {ratio:.3f}  rss {rss / 1e6:.0f} MB  put p99 {put[-1]:.1f} ms"
+                f"  stored {load.stored_bytes / 1e9:.1f} GB  file/budget {ratio:.3f}"
+                f"  rss {rss / 1e6:.0f} MB  put p99 {put[-1]:.1f} ms"
                 f"  lookup p50 {lookup[49]:.1f} p99 {lookup[-1]:.1f} ms"
                 f"  hits {minute.hits}/{minute.lookups}  commit p99 {stats.commit_p99_ms:.0f} ms",
                 flush=True,
