@@ -7,7 +7,7 @@ Compares the parent, the shipped file (the projection's codes) and what ggml's o
 IQ2_XXS with Q2_K, with and without an importance matrix, and Q2_K, Q4_K and Q8_0 throughout. All
 but the experts is stored as shipped. Prints Markdown. ggml is built where no library is named
 (build_ggml.py); `--tokens` of the last phase's text, drawn by `--seed`, make the importance matrix.
-Takes five minutes on two cores.
+Takes about two minutes of one core for each variant.
 """
 
 import argparse
