@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ds4_runtime.kv_keys import BLOCK_TOKENS, block_keys, root_key, unpack_tokens
+from ds4_runtime.kv_keys import BLOCK_TOKENS, block_key, pack_tokens, root_key, unpack_tokens
 
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.index import Node
@@ -82,23 +82,23 @@ def _miss(
     blocks = (len(token_ids) - 1) // BLOCK_TOKENS  # the last token is always computed
     if len(path) >= blocks:
         return Miss.NONE if node is not None or not blocks else Miss.NO_CHECKPOINT
-    keys = block_keys(root_key(store.digest, salt), token_ids[: (len(path) + 1) * BLOCK_TOKENS])
-    if keys[-1] in store.evicted:
+    parent = path[-1].key if path else root_key(store.digest, salt)
+    start = len(path) * BLOCK_TOKENS
+    if block_key(parent, pack_tokens(token_ids[start : start + BLOCK_TOKENS])) in store.evicted:
         return Miss.EVICTED
     if path:
         if path[-1].children:
             return Miss.DIVERGED
         # The prefix ends here and goes on in nothing stored: what follows is new.
         return Miss.COLD if node is not None else Miss.NO_CHECKPOINT
-    first = token_ids[:BLOCK_TOKENS]
+    first = pack_tokens(token_ids[:BLOCK_TOKENS])
     for root in store.index.roots.values():
-        if root.salt != salt and block_keys(root.key, first)[0] in store.index.nodes:
+        if root.salt != salt and block_key(root.key, first) in store.index.nodes:
             return Miss.SALT
     for other in cache.stores.values():
-        if other is not store:
-            key = block_keys(root_key(other.digest, salt), first)[0]
-            if key in other.index.nodes:
-                return Miss.FINGERPRINT
+        key = block_key(root_key(other.digest, salt), first)
+        if other is not store and key in other.index.nodes:
+            return Miss.FINGERPRINT
     return Miss.COLD
 
 

@@ -18,7 +18,6 @@ from ds4_runtime.kv_keys import (
     BLOCK_TOKEN_BYTES,
     BLOCK_TOKENS,
     block_key,
-    block_keys,
     pack_tokens,
     root_key,
 )
@@ -119,11 +118,11 @@ class Store:
         Stored tokens are compared with those asked for. A block whose tokens differ is damaged and
         is deleted with all below it.
         """
-        keys = block_keys(root_key(self.digest, salt), token_ids)
-        packed = pack_tokens(token_ids)
+        key, packed = root_key(self.digest, salt), pack_tokens(token_ids)
         path: list[Node] = []
         with self.lock:
-            for key in keys:
+            for start in range(0, len(packed) - BLOCK_TOKEN_BYTES + 1, BLOCK_TOKEN_BYTES):
+                key = block_key(key, packed[start : start + BLOCK_TOKEN_BYTES])
                 node = self.index.nodes.get(key)
                 if node is None or node.quarantined:
                     break
