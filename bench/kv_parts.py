@@ -19,7 +19,7 @@ import numpy as np
 from ds4.v1 import inference_pb2, inference_pb2_grpc, kvstore_pb2, types_pb2
 from ds4_daemon.engine.loop import Ended, Engine, Generated
 from ds4_daemon.engine.prefix import Prefixes
-from ds4_daemon.engine.prefix_session import LATTICE_TOKENS
+from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, is_spared
 from ds4_daemon.engine.prefix_state import block_pieces, checkpoint_pieces
 from ds4_daemon.engine.reuse import Terms, make_prefixes
 from ds4_daemon.kvlink.link import Link
@@ -248,12 +248,16 @@ async def twenty_turns(
     stats = service.settled()
     written = service.written_bytes - written
     raw, stored = _grown(stats, before)
-    after_thinning = feed.blocks * found.block_bytes + found.checkpoint_bytes * (
-        2 + tokens // (4 * LATTICE_TOKENS)  # the last turn's two ends, every fourth lattice step
-    )
+
+    def thinned(step: int) -> int:
+        """Raw bytes with the last turn's two ends and every so many steps of the lattice."""
+        checkpoints = 2 + tokens // (step * LATTICE_TOKENS)
+        return feed.blocks * found.block_bytes + checkpoints * found.checkpoint_bytes
+
     return {
         "put_mb_s": feed.sent_bytes / 1e6 / took_s,
-        "raw_bytes_per_token": after_thinning / tokens,
+        "raw_bytes_per_token": thinned(4) / tokens,
+        "raw_bytes_per_token_day": thinned(16) / tokens,
         "raw_bytes_per_token_fresh": raw / tokens,
         "zstd_ratio": raw / stored,
         "write_amplification": written / stored,
@@ -271,6 +275,12 @@ def _marks(tokens: int, turns: int) -> dict[int, CheckpointKind]:
         asked = end - tokens // turns // 3
         marks[asked // BLOCK_TOKENS * BLOCK_TOKENS] = CheckpointKind.PROMPT_END
         marks[end // BLOCK_TOKENS * BLOCK_TOKENS] = CheckpointKind.OUTPUT_END
+    saved: set[int] = set()
+    for at, kind in sorted(marks.items()):
+        if kind is CheckpointKind.LATTICE and is_spared(at, saved):
+            del marks[at]
+        else:
+            saved.add(at)
     return marks
 
 

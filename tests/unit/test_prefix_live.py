@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ds4_daemon.engine.loop import Ended, Engine, Generated
 from ds4_daemon.engine.prefix import Prefixes
+from ds4_daemon.engine.prefix_session import is_spared
 from ds4_daemon.engine.prefix_state import layout_of
 from ds4_daemon.misses import Miss
 from ds4_daemon.model.load import load_network
@@ -214,3 +215,12 @@ def test_eight_clients_at_once_share_a_prefix(network: Network) -> None:
         assert results == expected
 
     with_engine(network, body)
+
+
+def test_steps_of_the_lattice_are_spared_beside_other_checkpoints() -> None:
+    """A step is saved unless a checkpoint lies half a step before it; every fourth always is."""
+    assert not is_spared(4096, set())
+    assert not is_spared(4096, {2048})
+    assert is_spared(4096, {2049, 100})
+    assert not is_spared(16384, {16256})
+    assert not is_spared(8192, {8192, 9000})

@@ -5,6 +5,7 @@ much of it the KV cache service was given. Used by `prefix` alone, on the engine
 """
 
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,10 @@ from ds4_daemon.model.state import SessionState
 # Blocks between the checkpoints of a long prefill: a crash loses less than this, and at V4's sizes
 # they are a fifth of what is written (§0 of the design: 440 MB a 100k tokens).
 LATTICE_TOKENS = 4096
+# Every fourth is what is left of the lattice after an hour; the others are not worth their bytes
+# where the turn of a conversation ended half a step before.
+_KEPT_TOKENS = 4 * LATTICE_TOKENS
+_NEAR_TOKENS = LATTICE_TOKENS // 2
 
 Ids = NDArray[np.int32]
 
@@ -132,6 +137,12 @@ class Session:
             del self.snapshots[at]
 
 
+def is_spared(tokens: int, saved: Collection[int]) -> bool:
+    """Whether a step of the lattice needs no checkpoint beside those that are saved."""
+    last = max((at for at in saved if at < tokens), default=0)
+    return tokens % _KEPT_TOKENS != 0 and tokens - last < _NEAR_TOKENS
+
+
 class Saver:
     """Hands what is new of a session to the link."""
 
@@ -141,6 +152,9 @@ class Saver:
     def save(self, session: Session, taken: Bounded, kind: CheckpointKind) -> None:
         """The blocks up to a boundary and its checkpoint, as far as they were not handed over."""
         link = self._link
+        if not link.store.connected:  # what is not saved now is saved with what comes after it
+            link.look()
+            return
         if session.no_save or taken.tokens < max(link.store.min_tokens, BLOCK_TOKENS):
             return
         if session.chain.broken:
@@ -148,6 +162,8 @@ class Saver:
             session.saved_blocks = 0
             session.saved_checkpoints.clear()
         if taken.tokens in session.saved_checkpoints:
+            return
+        if kind is CheckpointKind.LATTICE and is_spared(taken.tokens, session.saved_checkpoints):
             return
         session.extend_keys(link.digest, taken.tokens)
         layout, chain, blocks = link.layout, session.chain, taken.tokens // BLOCK_TOKENS
