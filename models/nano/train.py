@@ -201,7 +201,8 @@ class Trainer:
             project = qat.projected if self.plan.quantized == "project" else qat.noisy
             for name, parameter in self.trainee.expert_parameters():
                 master = self.optimizer.masters[name]
-                shift = project(name, master) - master
+                # Of what a checkpoint keeps of it, so that training sees the file that will ship.
+                shift = project(name, master.to(parameter.dtype).float()) - master
                 self.optimizer.shift[name] = shift.to(parameter.dtype)
             self.optimizer.write()
 
