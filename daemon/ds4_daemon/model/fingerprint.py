@@ -6,6 +6,7 @@ last bits, as other company of a token does not, and the comparison of restored 
 prefixes (`engine.canary`) watches that they stay there.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -112,4 +113,5 @@ def _write(memo: Path, known: dict[str, Any]) -> None:
         draft.write_text(json.dumps(known))
         draft.replace(memo)
     except OSError:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
