@@ -27,7 +27,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def digest(config: ModelConfig = CONFIG, **changes: Any) -> bytes:
-    given = {"weights": "aa", "tokenizer": "bb", "device": "cpu", "dtype": "f32", "rounding": True}
+    given: dict[str, Any] = {
+        "weights": "aa",
+        "tokenizer": "bb",
+        "device": "cpu",
+        "dtype": "f32",
+        "rounding": True,
+    }
     given |= {"layout_version": 1} | changes
     return fingerprint_digest(canonical_json(fingerprint_parts(config, **given)))
 
