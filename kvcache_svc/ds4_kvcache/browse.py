@@ -3,7 +3,6 @@
 Plain values in and out; `rpc.people` translates. A key may be given by its first bytes.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -219,7 +218,7 @@ def purge(
             if went and not dry_run:
                 store.compact()
     if unused and salt is None and not fingerprint:
-        stores += _purge_folders(cache, dry_run)
+        stores += len(cache.aside()) if dry_run else cache.delete_aside()
     return stores, records, size
 
 
@@ -237,19 +236,6 @@ def _purge_salt(store: Store, salt: str, dry_run: bool) -> tuple[int, int]:
         if not dry_run:
             store.evicted.clear()
     return records, size
-
-
-def _purge_folders(cache: Cache, dry_run: bool) -> int:
-    """Delete what was set aside, and stores of other versions."""
-    known = {store.folder for store in cache.stores.values()}
-    found = [
-        folder
-        for folder in cache.budget.folder.iterdir()
-        if folder.is_dir() and folder not in known
-    ]
-    for folder in [] if dry_run else found:
-        shutil.rmtree(folder, ignore_errors=True)
-    return len(found)
 
 
 def compact(cache: Cache, fingerprint: bytes) -> tuple[int, int]:

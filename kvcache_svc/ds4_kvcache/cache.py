@@ -74,6 +74,7 @@ class Cache:
         self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._counted: dict[Store, int] = {}
         self._opening = threading.Lock()
+        self._aside_bytes = 0  # of stores that were set aside
 
     # Stores.
 
@@ -85,6 +86,24 @@ class Cache:
                     self._open(folder, None)
                 except (DamagedError, FullError) as error:
                     _log.warning("store not opened", folder=folder.name, message=error.message)
+        self._weigh_aside()
+
+    def aside(self) -> list[Path]:
+        """The folders of stores that were set aside, or are of no use to this version."""
+        known = {store.folder for store in self.stores.values()}
+        return [one for one in self.budget.folder.iterdir() if one.is_dir() and one not in known]
+
+    def _weigh_aside(self) -> None:
+        files = [file for folder in self.aside() for file in folder.glob("data.mdb")]
+        self._aside_bytes = sum(file.stat().st_size for file in files)
+
+    def delete_aside(self) -> int:
+        """Delete them; how many there were. They are the first to go where room is needed."""
+        folders = self.aside()
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._aside_bytes = 0
+        return len(folders)
 
     def open(self, identity: Identity, digest: bytes, prefill_tok_s: float) -> tuple[int, Store]:
         """The store of a fingerprint, made where it is new. Raises RequestError, FullError."""
@@ -136,6 +155,7 @@ class Cache:
                 if store.broken:
                     folder = self._close(number).folder
                     set_aside(folder, DamagedError(BROKEN, "its pages are damaged"))
+                    self._weigh_aside()
 
     def _close(self, number: int) -> Store:
         with self.lock:
@@ -266,9 +286,10 @@ class Cache:
             )
         with self.lock:
             room = self.budget.room_bytes(self.file_bytes())
-            used = self.used_bytes()
+            used = self.used_bytes() + self._aside_bytes
             if used + raw_bytes <= HIGH_WATER * room:
                 return
+            self.delete_aside()
             self._evict(evict.thin)
             for share in _FRESH_SHARES:
                 need = self.used_bytes() + raw_bytes - int(LOW_WATER * room)

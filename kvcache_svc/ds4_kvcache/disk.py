@@ -242,6 +242,15 @@ class Disk:
         self._env.close()
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def part_key(key: bytes, kind: Kind, number: int) -> bytes:
     """Key of a part: block key, kind, number big endian, so that parts lie in their order."""
     return key + kind.value + struct.pack(">H", number)

@@ -25,17 +25,14 @@ from ds4_kvcache.errors import ConfigError, KvError
 from ds4_kvcache.settings import Settings
 
 if TYPE_CHECKING:
-    from ds4_kvcache.cache import Cache
-    from ds4_kvcache.check import Scrub
+    from ds4_kvcache.house import House
     from ds4_kvcache.rpc.slab import Slabs
 
 EXIT_FAILED, EXIT_CONFIG = 1, 78
 # How long running calls may go on, and how long the last batch may take to be written.
 _GRACE_S, _FLUSH_S = 1.0, 5.0
-# What nobody waits for: ended pins, ended leases, the log of writes.
+# Between two rounds of what nobody waits for.
 _TICK_S = 10.0
-# Thinning reads the whole tree.
-_TICKS_TO_THIN = 60
 
 _log = structlog.get_logger()
 
@@ -72,7 +69,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
 
     from ds4_kvcache.budget import Budget
     from ds4_kvcache.cache import Cache
-    from ds4_kvcache.check import Scrub
+    from ds4_kvcache.house import House
     from ds4_kvcache.rpc.admin import Admin
     from ds4_kvcache.rpc.kv_cache import KvCache
     from ds4_kvcache.rpc.services import add_services
@@ -103,7 +100,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     _log.info("cache served", socket=str(server.socket), folder=str(folder))
 
     with stop_signals() as signalled:
-        housekeeping = asyncio.create_task(keep_house(cache, slabs, Scrub(cache)))
+        housekeeping = asyncio.create_task(keep_house(House(cache), slabs))
         ends = [asyncio.create_task(event.wait()) for event in (signalled, stopped)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -117,21 +114,15 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     return 0
 
 
-async def keep_house(cache: "Cache", slabs: "Slabs", scrub: "Scrub") -> None:
+async def keep_house(house: "House", slabs: "Slabs") -> None:
     """Do what nobody waits for, until cancelled."""
-    tick = 0
     while True:
         await asyncio.sleep(_TICK_S)
-        tick += 1
-        cache.end_pins()
         slabs.forget_idle()
-        await asyncio.to_thread(cache.retire_broken)
-        cache.leases()
-        cache.count_writes()
-        await asyncio.to_thread(cache.writes.save)
-        await asyncio.to_thread(scrub.tick)
-        if tick % _TICKS_TO_THIN == 0:
-            await asyncio.to_thread(cache.thin)
+        try:
+            await asyncio.to_thread(house.tick)
+        except Exception as error:  # noqa: BLE001 (logged; the next round is to come all the same)
+            _log.error("housekeeping failed", exc_info=error)
 
 
 def make_folder(settings: Settings, home: Home) -> Path:

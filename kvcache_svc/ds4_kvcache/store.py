@@ -24,7 +24,7 @@ from ds4_runtime.kv_keys import (
 
 from ds4_kvcache import codec
 from ds4_kvcache.counters import Counters
-from ds4_kvcache.disk import BROKEN, Disk, Kind
+from ds4_kvcache.disk import BROKEN, Disk, Kind, sync_folder
 from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError, RequestError
 from ds4_kvcache.identity import Identity
 from ds4_kvcache.index import Index, Node, Root
@@ -354,8 +354,11 @@ class Store:
                 self._readers.wait_for(lambda: not self._reading)
                 self.disk.close()
                 (fresh / "data.mdb").replace(self.folder / "data.mdb")
+                self._broken = True  # until the new file is open
                 self.disk = self.writer.disk = Disk(self.folder, self.disk.map_bytes)
+                self._broken = False
             shutil.rmtree(fresh)
+            sync_folder(self.folder)  # what was purged must not be back after a power cut
         return before, self.disk.stat().file_bytes
 
     def close(self, limit_s: float) -> None:
