@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from ds4.v1 import kvcache_pb2 as pb
@@ -245,6 +246,12 @@ class Link:
         answer = self.stub.Stat(kvstore_pb2.StatRequest(), timeout=CALL_LIMIT_S)
         (own,) = [one for one in answer.stores if one.fingerprint == self.digest]
         return own
+
+
+def refusal(error: Any) -> tuple[grpc.StatusCode, str]:
+    """Status and reason of a failed call, as they came over the wire."""
+    found = {key: unquote(value) for key, value in error.trailing_metadata()}
+    return error.code(), found.get("ds4-reason", "")
 
 
 def prompt_records(

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 import pytest
@@ -21,6 +20,7 @@ from tests.wire.kv_service import (
     block_record,
     prompt,
     prompt_records,
+    refusal,
 )
 
 FLAGS = ("--min-tokens", "128", "--budget-bytes", "128000000", "--free-floor-bytes", "0")
@@ -35,12 +35,6 @@ def service() -> Iterator[Service]:
             yield started.start()
         finally:
             started.kill()
-
-
-def refusal(error: Any) -> tuple[StatusCode, str]:
-    """Status and reason of a failed call, as they came over the wire."""
-    found = {key: unquote(value) for key, value in error.trailing_metadata()}
-    return error.code(), found.get("ds4-reason", "")
 
 
 def header(**fields: Any) -> pb.PutRequest:
