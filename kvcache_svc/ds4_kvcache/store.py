@@ -329,6 +329,7 @@ class Store:
             node.use.seconds_saved += seconds
             if ended:
                 node.use.add(self.wall_s())
+                self.counters.hits += 1
             node.touched_s = time.monotonic()
             self.counters.tokens_saved += tokens
             self.counters.seconds_saved += seconds

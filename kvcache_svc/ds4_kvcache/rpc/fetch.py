@@ -6,11 +6,12 @@ deleted.
 """
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvstore_pb2
@@ -53,20 +54,22 @@ async def fetch(
         plan, next_block = _what_fits(plan, request)
     began_s, sent_bytes, blocks = time.perf_counter(), 0, 0
     placed = pb.Placed(next_block=next_block)
+    reads = _read(cache, workers, store, plan, window, request)
     try:
-        async for node, kind, record, data in _read(cache, workers, store, plan, window, request):
-            blocks += kind is Kind.BLOCK
-            if request.slab:
-                placed.records.append(_header(node, kind, record))
-                placed.records[-1].slab_offset = request.slab_offset + sent_bytes
-                if len(placed.records) == _PLACED_AT_ONCE:
-                    yield pb.FetchResponse(placed=placed)
-                    placed = pb.Placed(next_block=next_block)
-            else:
-                yield pb.FetchResponse(header=_header(node, kind, record))
-                for at in range(0, len(data), CHUNK_BYTES):
-                    yield pb.FetchResponse(data=data[at : at + CHUNK_BYTES])
-            sent_bytes += record.raw_bytes
+        async with contextlib.aclosing(reads):
+            async for node, kind, record, data in reads:
+                blocks += kind is Kind.BLOCK
+                if request.slab:
+                    placed.records.append(_header(node, kind, record))
+                    placed.records[-1].slab_offset = request.slab_offset + sent_bytes
+                    if len(placed.records) == _PLACED_AT_ONCE:
+                        yield pb.FetchResponse(placed=placed)
+                        placed = pb.Placed(next_block=next_block)
+                else:
+                    yield pb.FetchResponse(header=_header(node, kind, record))
+                    for at in range(0, len(data), CHUNK_BYTES):
+                        yield pb.FetchResponse(data=data[at : at + CHUNK_BYTES])
+                sent_bytes += record.raw_bytes
     except _UnreadableError as fault:
         yield pb.FetchResponse(failure=messages.error(fault.error))
         return
@@ -93,7 +96,7 @@ async def _read(
     plan: list[_Place],
     window: memoryview,
     request: pb.FetchRequest,
-) -> AsyncIterator[tuple[Node, Kind, Record, bytes]]:
+) -> AsyncGenerator[tuple[Node, Kind, Record, bytes], None]:
     """Records in their order, read ahead; laid into the window where there is one."""
     reads: deque[tuple[Node, Kind, asyncio.Future[tuple[Record, bytes]]]] = deque()
     places, end = iter(plan), 0

@@ -88,7 +88,6 @@ class KvCache(People):
                 store.counters.miss(found.miss)
                 response.resume_tokens = 0
                 return response
-            store.counters.hits += 1
             lease = self.cache.lease(store, found.node)
         response.lease = lease.id
         response.lease_ms = int(1000 * LEASE_S)
