@@ -355,7 +355,7 @@ async def _churned(service: Process, found: Rows, budget_bytes: int) -> Figures:
     stats = service.settled()
     return {
         "file_ratio": stats.total.file_bytes / budget_bytes,
-        "churned_budgets": sum(c.raw_bytes for c in stats.total.classes) / budget_bytes,
+        "churned_budgets": sent / budget_bytes,
         "churn_evictions": float(stats.total.evictions),
         "churn_refusals": float(refused),
     }
