@@ -85,9 +85,12 @@ def test_a_daemon_is_timed_through_its_socket(parent: Path) -> None:
 def test_the_smallest_top_k_without_loss() -> None:
     """A point of mean recall may be lost and no more."""
 
-    def row(*rates: float) -> dict[str, object]:
-        return {"recall": dict(enumerate(rates)), "n": 1, "bits_a_byte": 1.0}
+    def row(*rates: float, n: int = 100) -> dict[str, object]:
+        return {"recall": {str(i): r for i, r in enumerate(rates)}, "n": n, "bits_a_byte": 1.0}
 
     sweep = {"64": row(0.9, 0.7), "128": row(0.9, 0.89), "512": row(0.9, 0.9)}
     assert report.smallest(sweep) == "128"
     assert report.smallest(sweep | {"64": row(0.95, 0.84)}) == "64"
+    assert report.top_k(sweep)[-1].endswith(" 128.")
+    few = {k: row(0.9, n=4) for k in sweep}
+    assert "do not tell" in report.top_k(few)[-1]

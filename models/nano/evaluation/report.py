@@ -5,6 +5,7 @@ from typing import Any
 
 from models.nano.evaluation.sections import Figures
 
+FEWEST = 100  # a distance, below which a point is one answer or less
 MOST_LOST = 0.01  # of recall, for a smaller top-k to count as without loss
 
 
@@ -105,10 +106,11 @@ def top_k(figures: Figures) -> list[str]:
         for k, row in figures.items()
     ]  # fmt: skip
     head = ["top-k", "n", *names, "bits/byte, books"]
-    found = smallest(figures)
+    found = f"The smallest that loses at most a point of mean recall: {smallest(figures)}."
+    if min(row["n"] for row in figures.values()) < FEWEST:
+        found = f"Fewer than {FEWEST} questions do not tell which is the smallest without loss."
     return [
-        "## How many entries the indexer chooses", "", *table(head, rows), "",
-        f"The smallest that loses at most a point of mean recall: {found}.",
+        "## How many entries the indexer chooses", "", *table(head, rows), "", found,
     ]  # fmt: skip
 
 
