@@ -202,7 +202,7 @@ async def decode_stall(engine: Engine, found: Rows, steps: int) -> Figures:
     off: list[float] = []
     on: list[float] = []
     ids = prompt(12)
-    for turn in range(4):
+    for turn in range(8):  # in turns, so that what else the machine does falls on both
         if turn % 2:
             feed = Feed(found, prompt(TOKENS_FED), f"stall {turn}")
             feeding = asyncio.create_task(_feed(feed, V4_TOK_S))

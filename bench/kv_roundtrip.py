@@ -54,7 +54,7 @@ async def measure(folder: Path, quick: bool) -> dict[str, float]:
             async with parts.engine(home, model) as engine:
                 rows = await parts.rows(engine)
                 log("decode")
-                found |= await parts.decode_stall(engine, rows, steps=20 if quick else 300)
+                found |= await parts.decode_stall(engine, rows, steps=25 if quick else 300)
                 log("twenty turns")
                 found |= await parts.twenty_turns(engine, rows, service, TOKENS, TURNS)
             log("restores")
