@@ -10,6 +10,8 @@ machine and the commit, and as JSON on the last line:
     file_ratio           file / budget after writing ten times the budget
     decode_p99_ratio     p99 of a decode step with a prefill's saves beside it / without
     raw_bytes_per_token  on disk before zstd, with the checkpoints that thinning leaves
+                         after an hour: the ends of the last turn, every 16,384 tokens
+    raw_bytes_per_token_day  the same after a day: its ends, every 65,536 tokens
     zstd_ratio           raw / stored
     write_amplification  written by the process / stored
     twenty_turns_gb      written for a session that grows to 100k tokens in twenty turns
@@ -37,6 +39,7 @@ KEYS = (
     "file_ratio",
     "decode_p99_ratio",
     "raw_bytes_per_token",
+    "raw_bytes_per_token_day",
     "zstd_ratio",
     "write_amplification",
     "twenty_turns_gb",
