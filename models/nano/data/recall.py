@@ -120,9 +120,12 @@ _MOST_LISTED = 40
 _FORM_SHARES = (4, 3, 1, 2)  # listed, planted, told, quoted: most questions a token first
 
 
-def facts(rng: random.Random, pool: Pool, count: int) -> list[Fact]:
-    """Facts with different subjects; half of the time all of one relation, which is harder."""
-    one = rng.choice(_RELATIONS) if count <= _MOST_ALIKE and rng.random() < 0.5 else None
+def facts(rng: random.Random, pool: Pool, count: int, *, alike: bool | None = None) -> list[Fact]:
+    """Facts with different subjects; if `alike`, and half of the time when None, all of one
+    relation, which is harder."""
+    if alike is None:
+        alike = count <= _MOST_ALIKE and rng.random() < 0.5
+    one = rng.choice(_RELATIONS) if alike else None
     made: list[Fact] = []
     values: set[str] = set()
     for who in rng.sample(pool.people, count):
@@ -257,7 +260,7 @@ def at_distance(
 ) -> tuple[Conversation, Fact]:
     """A chat that ends in a question whose fact lies `distance_tokens` back, to within a few
     tokens, and the fact. Two others of the same kind lie around it."""
-    wanted, *others = _same_relation(rng, pool, 3)
+    wanted, *others = facts(rng, pool, 3, alike=True)
     before = [*filler(rng, tales, 400), others[0].statement]
     after: list[str] = [others[1].statement]
 
@@ -276,10 +279,3 @@ def at_distance(
         missing -= length
     text = "\n\n".join([*before, wanted.statement, *after, wanted.question])
     return Conversation((user(text),), thinking=False), wanted
-
-
-def _same_relation(rng: random.Random, pool: Pool, count: int) -> list[Fact]:
-    while True:
-        made = facts(rng, pool, count)
-        if len({fact.answer.replace(fact.value, "").split(" ", 1)[-1] for fact in made}) == 1:
-            return made
