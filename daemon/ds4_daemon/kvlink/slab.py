@@ -16,8 +16,9 @@ from ds4_runtime import shared_memory
 
 # Making and mapping memory costs some milliseconds; less than this is sent as quickly.
 LEAST_BYTES = 8_000_000
-# Sixty blocks of the full-size model; what two restores at once have mapped stays small.
-WINDOW_BYTES = 32_000_000
+# Thirty blocks of the full-size model: more than are in use at once. Each page of it costs both
+# processes a fault, so more would only be slower.
+WINDOW_BYTES = 16_000_000
 _PAGE_BYTES = 16_384
 
 _REFUSED = {"BAD_SLAB", "NO_SUCH_SLAB", "SLAB_TOO_SMALL"}
