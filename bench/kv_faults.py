@@ -6,7 +6,7 @@ Each round breaks one thing in a real ds4-kvcache and its file, chosen and place
 then asks for every prompt that was ever stored. What comes back must be the very bytes or a miss;
 the service must serve again, take everything anew, and find nothing wrong with itself. Prints one
 line a kind of fault and a JSON object at the end; fails on the first wrong byte. The test suite
-runs a few rounds of each kind.
+runs a few rounds of each kind. `bench.kv_kills` kills the daemon too.
 """
 
 import argparse
