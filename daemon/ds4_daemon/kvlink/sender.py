@@ -11,6 +11,7 @@ import traceback
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
 import structlog
@@ -25,7 +26,7 @@ from ds4_daemon.kvlink.store import LinkError, Store
 # A whole second of a fast disk, and less than a prompt of 16k tokens makes.
 QUEUE_BYTES = 64_000_000
 # One stream of calls; a fault costs no more than this, and records are readable when it ends.
-_BATCH_BYTES = 8_000_000
+_BATCH_BYTES = 16_000_000
 _HAVE_S = 10.0
 _PUT_S = 30.0
 
@@ -50,6 +51,9 @@ class Sender:
         self._waiting: deque[Save] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        # A thread of its own packs the next record while one is sent. gRPC's would be another one
+        # for each call, and none of them would find the memory that the last one used.
+        self._packer = ThreadPoolExecutor(1, thread_name_prefix="kv-pack")
         self._thread = threading.Thread(target=self._work, name="kv-sender", daemon=True)
         self._thread.start()
 
@@ -80,6 +84,7 @@ class Sender:
             self._waiting.clear()
             self._changed.notify_all()
         self._thread.join(patience_s)
+        self._packer.shutdown(wait=False, cancel_futures=True)
 
     def _work(self) -> None:
         while True:
@@ -143,24 +148,26 @@ class Sender:
             _log.info("records refused", records=done.dropped, why=done.refusal.message)
 
     def _messages(self, saves: list[Save]) -> Iterator[pb.PutRequest]:
-        for save in saves:
-            codec, data = pack(save.pieces.joined(self._layout), self._layout)
-            yield pb.PutRequest(
-                header=pb.RecordHeader(
-                    key=save.key,
-                    kind=_KINDS[save.kind is not None],
-                    codec=kvstore_pb2.Codec.ValueType(codec.value),
-                    depth=save.depth,
-                    data_bytes=len(data),
-                    crc32=zlib.crc32(data),
-                    parent_key=save.parent_key,
-                    token_ids=save.token_ids,
-                    checkpoint_kind=kvstore_pb2.CheckpointKind.ValueType(
-                        save.kind.value if save.kind else 0
-                    ),
-                )
-            )
-            step = self._store.chunk_bytes
+        step = self._store.chunk_bytes
+        for header, data in self._packer.map(self._pack, saves):
+            yield pb.PutRequest(header=header)
             for at in range(0, len(data), step):
                 yield pb.PutRequest(data=data[at : at + step])
             self.sent_bytes += len(data)
+
+    def _pack(self, save: Save) -> tuple[pb.RecordHeader, bytes]:
+        codec, data = pack(save.pieces.joined(self._layout), self._layout)
+        header = pb.RecordHeader(
+            key=save.key,
+            kind=_KINDS[save.kind is not None],
+            codec=kvstore_pb2.Codec.ValueType(codec.value),
+            depth=save.depth,
+            data_bytes=len(data),
+            crc32=zlib.crc32(data),
+            parent_key=save.parent_key,
+            token_ids=save.token_ids,
+            checkpoint_kind=kvstore_pb2.CheckpointKind.ValueType(
+                save.kind.value if save.kind else 0
+            ),
+        )
+        return header, data

@@ -6,6 +6,7 @@ of records is an error of the call.
 
 import asyncio
 import zlib
+from collections import deque
 from collections.abc import AsyncIterator
 
 from ds4.v1 import kvcache_pb2 as pb
@@ -22,6 +23,8 @@ from ds4_kvcache.store import Put, Store
 # V4 Flash's largest record, a checkpoint in float32, has 12 MB.
 MAX_RECORD_BYTES = 64_000_000
 MAX_SALT_BYTES = 255
+# Records of a stream that are compressed while the next one arrives.
+_AT_ONCE = 2
 
 _KINDS = {
     kvstore_pb2.RECORD_KIND_BLOCK: Kind.BLOCK,
@@ -35,8 +38,9 @@ async def put(
     """Store what a stream brings. Raises RequestError, NotFoundError."""
     stream: _Stream | None = None
     header: pb.RecordHeader | None = None
-    data = bytearray()
-    work: asyncio.Task[None] | None = None
+    parts: list[bytes] = []  # joined once: a record that came in one piece is never copied
+    missing = 0
+    work: deque[asyncio.Task[None]] = deque()
     try:
         async for request in requests:
             part = request.WhichOneof("part")
@@ -50,22 +54,25 @@ async def put(
             if part == "header" and header is None:
                 header = request.header
                 _check_header(header)
+                parts, missing = [], header.data_bytes
             elif part == "data" and header is not None:
-                data += request.data
+                parts.append(request.data)
+                missing -= len(parts[-1])
             else:
                 raise _bad_stream(f"{part or 'an empty message'} comes where it has no meaning")
-            if len(data) > header.data_bytes:
+            if missing < 0:
                 raise _bad_stream(f"a record has more than the {header.data_bytes} bytes it says")
-            if len(data) == header.data_bytes:
-                # One record is compressed while the next one arrives; they are stored in order.
-                if work is not None:
-                    await work
-                work = asyncio.create_task(stream.take(_record(header, bytes(data))))
-                header, data = None, bytearray()
+            if not missing:
+                if len(work) == _AT_ONCE:
+                    await work.popleft()
+                record = _record(header, b"".join(parts))
+                before = work[-1] if work else None
+                work.append(asyncio.create_task(stream.take(record, before)))
+                header, parts = None, []
         if header is not None:
             raise _bad_stream("the stream ends within a record")
-        if work is not None:
-            await work
+        for task in work:
+            await task
     finally:
         if stream is not None:
             stream.close()
@@ -86,12 +93,14 @@ class _Stream:
         self._salt = salt
         self._lease: Lease | None = None
 
-    async def take(self, put: Put) -> None:
-        """Store a record, or count why it was not."""
+    async def take(self, put: Put, before: asyncio.Task[None] | None) -> None:
+        """Store a record once the one before it is, or count why it was not."""
         store, response = self._store, self.response
+        framing = self._workers.quick(lambda: self._frame(put))
+        if before is not None:
+            await before
         try:
-            new = await self._workers.patient(lambda: self._admit(put))
-            frame = await self._workers.quick(lambda: _frame(put)) if new else b""
+            frame = await framing
             stored = await self._workers.patient(lambda: self._keep(put, frame))
         except (RequestError, RefusedError, NotFoundError) as error:
             if not response.dropped:
@@ -102,15 +111,22 @@ class _Stream:
             response.stored += stored
             response.duplicates += not stored
 
-    def _admit(self, put: Put) -> bool:
-        """Whether the record is new; raises for one that is not taken."""
+    def _frame(self, put: Put) -> bytes:
+        """Its frame; of no bytes where the record is stored already."""
         if self._store.has(put.key, put.kind):
-            return False
-        self._store.check(put, self._salt)
-        self._cache.make_room(self._store, len(put.data))
-        return True
+            return b""
+        if zlib.crc32(put.data) != put.crc32:
+            raise RequestError(
+                "CRC_MISMATCH", "a record does not match its CRC-32", "send it again"
+            )
+        return codec.compress(put.data)
 
     def _keep(self, put: Put, frame: bytes) -> bool:
+        """Whether the record is new; raises for one that is not taken."""
+        if not self._store.has(put.key, put.kind):
+            self._store.check(put, self._salt)
+            self._cache.make_room(self._store, len(put.data))
+            frame = frame or self._frame(put)  # evicted in between
         stored = self._store.put(put, self._salt, frame)
         self._lease = self._cache.follow(self._lease, self._store, self._store.node(put.key))
         return stored
@@ -119,12 +135,6 @@ class _Stream:
         """Let go of what was stored."""
         if self._lease is not None:
             self._cache.release(self._lease.id)
-
-
-def _frame(put: Put) -> bytes:
-    if zlib.crc32(put.data) != put.crc32:
-        raise RequestError("CRC_MISMATCH", "a record does not match its CRC-32", "send it again")
-    return codec.compress(put.data)
 
 
 def _check_header(header: pb.RecordHeader) -> None:
