@@ -1,8 +1,9 @@
 """`make demo`: one daemon, and several programs that talk to its model at once.
 
-Starts ds4-daemon in a home of its own, runs three programs side by side as separate processes,
-shows their output as it arrives and what `ds4ctl status` says meanwhile, and stops the daemon.
-Fails if any of it fails.
+Starts ds4-daemon and ds4-kvcache in a home of their own, runs three programs side by side as
+separate processes, shows their output as it arrives and what `ds4ctl status` says meanwhile. Then a
+long prompt is computed, the daemon killed, and the same prompt asked again of its successor, which
+finds it in the cache. Fails if any of it fails.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 LINE = 76
+LONG = HERE.parent / "README.md"  # some thousand tokens of text
 PROGRAMS = {
     "ds4ctl": [BIN / "ds4ctl", "run", "--raw", "--max-tokens", "120", "--seed", "1", "Once upon"],
     "one_prompt": [sys.executable, HERE / "one_prompt.py"],
@@ -66,15 +68,50 @@ async def status(*arguments: str) -> str:
     return text.decode()
 
 
+async def start(name: str, home: Path) -> asyncio.subprocess.Process:
+    with (home / f"{name}.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(str(BIN / name), stderr=log)
+
+
+async def long_prompt() -> bytes:
+    """Ask about a long text, and show the answer and how long its first token took."""
+    question = f"Read this text:\n\n{LONG.read_text()}\n\nQuestion: Who are you?"
+    process = await asyncio.create_subprocess_exec(
+        str(BIN / "ds4ctl"), "run", "--temperature", "0", "--max-tokens", "24",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    answer, told = await process.communicate(question.encode())
+    if process.returncode:
+        raise SystemExit("the long prompt failed")
+    for line in (answer + told).decode().strip().splitlines():
+        print(f"{'ds4ctl':>10} | {line}")
+    return answer
+
+
+async def restart(daemon: asyncio.subprocess.Process, home: Path) -> asyncio.subprocess.Process:
+    """What was computed for a prompt outlives a daemon that is killed."""
+    print(f"\nA prompt of {len(LONG.read_text()):,} characters, computed:\n")
+    computed = await long_prompt()
+    await asyncio.sleep(1)  # what was computed is on disk within a second
+    daemon.kill()
+    await daemon.wait()
+    daemon = await start("ds4-daemon", home)
+    await status("--wait", "60")
+    print("\nThe daemon was killed and started again. The same prompt, from the cache:\n")
+    if await long_prompt() != computed:
+        raise SystemExit("the restored prompt was answered in another way")
+    return daemon
+
+
 async def demonstrate(home: Path) -> None:
     os.environ["DS4_HOME"] = str(home)
-    print(f"Starting ds4-daemon with its home in {home} ...")
-    start = time.perf_counter()
-    with (home / "daemon.log").open("wb") as log:
-        daemon = await asyncio.create_subprocess_exec(str(BIN / "ds4-daemon"), stderr=log)
+    print(f"Starting ds4-daemon and ds4-kvcache with their home in {home} ...")
+    began_s = time.perf_counter()
+    cache, daemon = await start("ds4-kvcache", home), await start("ds4-daemon", home)
     try:
         await status("--wait", "60")
-        print(f"It serves after {time.perf_counter() - start:.1f} s.\n")
+        print(f"They serve after {time.perf_counter() - began_s:.1f} s.\n")
         print("The model is the small one that comes with ds4: of use only in the forms of text it")
         print("was trained on. Network, formats and a prompt's way are those of DeepSeek V4.\n")
         print(f"Now {len(PROGRAMS)} programs at once, one of them with two agents:\n")
@@ -86,14 +123,17 @@ async def demonstrate(home: Path) -> None:
         print(during)
         for name, took in zip(PROGRAMS, seconds, strict=True):
             print(f"{name:>10} took {took:.1f} s")
+        daemon = await restart(daemon, home)
         print(f"\nAfterwards:\n\n{await status()}")
     except BaseException:
-        sys.stderr.write((home / "daemon.log").read_text())
+        for name in ("ds4-daemon", "ds4-kvcache"):
+            sys.stderr.write((home / f"{name}.log").read_text())
         raise
     finally:
-        if daemon.returncode is None:
-            daemon.terminate()
-        print(f"The daemon ended with exit code {await daemon.wait()}.")
+        for name, process in (("daemon", daemon), ("cache", cache)):
+            if process.returncode is None:
+                process.terminate()
+            print(f"The {name} ended with exit code {await process.wait()}.")
 
 
 def main() -> None:

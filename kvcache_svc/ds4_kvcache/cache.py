@@ -118,8 +118,7 @@ class Cache:
             number, store = known[0]
         with self.lock:
             store.opened = True
-            if prefill_tok_s > 0:
-                store.prefill_tok_s = prefill_tok_s
+        store.measured(prefill_tok_s)
         return number, store
 
     def _open(self, folder: Path, identity: Identity | None) -> tuple[int, Store]:

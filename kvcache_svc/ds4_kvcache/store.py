@@ -322,6 +322,12 @@ class Store:
             else:
                 self.drop_checkpoint(node)
 
+    def measured(self, prefill_tok_s: float) -> None:
+        """Note what computing costs; what is no speed (0: unknown) changes nothing."""
+        if 0 < prefill_tok_s < float("inf"):
+            with self.lock:
+                self.prefill_tok_s = prefill_tok_s
+
     def used(self, node: Node, tokens: int, *, ended: bool = True) -> None:
         """Count tokens that a restore up to this node saved, and once it `ended` the restore."""
         seconds = tokens / self.prefill_tok_s if self.prefill_tok_s else 0.0

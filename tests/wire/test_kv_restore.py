@@ -138,6 +138,19 @@ def test_a_second_client_does_not_compute_what_the_first_did(
     assert usage.cached_restored_tokens == 1408
 
 
+def test_seconds_saved_are_those_of_the_measured_speed(linked: Daemon, service: Service) -> None:
+    """The service learns from the daemon how fast it computes, and says what restoring saved."""
+    ids = prompt(11, 1500)
+    _, usage = generate(linked, ids)
+    wait_for_saves(linked)
+    generate(linked, ids)
+    with service.channel() as channel:
+        status = admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest(), timeout=10)
+    saved = status.kv_cache.total
+    assert saved.tokens_saved == 1408
+    assert saved.seconds_saved == pytest.approx(1408 / usage.prefill_tok_s, rel=0.5)
+
+
 def test_the_end_of_an_answer_is_saved(linked: Daemon) -> None:
     """A conversation goes on from its last answer, though its session has left memory."""
     ids = prompt(3, 250)

@@ -133,7 +133,8 @@ class Prefixes:
             session.latest = taken
         elif kind is not CheckpointKind.LATTICE:
             session.snapshots[taken.tokens] = taken
-        if kind is not None and self._saver is not None:
+        if kind is not None and self.link is not None and self._saver is not None:
+            self.link.store.prefill_tok_s = self._prefill_tok_s()
             self._saver.save(session, taken, kind)
 
     def again(self, sequence: Sequence) -> bool:
@@ -166,7 +167,8 @@ class Prefixes:
         if length and length % BLOCK_TOKENS == 0 and length not in session.snapshots:
             session.latest = bounded(session.state)  # cut short between checkpoints
         session.ids = session.ids[:length]
-        if self._saver is not None:
+        if self.link is not None and self._saver is not None:
+            self.link.store.prefill_tok_s = self._prefill_tok_s()
             self._saver.save_end(session)
         self._keep(session)
 

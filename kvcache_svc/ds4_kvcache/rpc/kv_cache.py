@@ -56,6 +56,7 @@ class KvCache(People):
             raise RequestError("TOO_MANY_TOKENS", f"{len(request.token_ids)} token ids", "")
         put.check_salt(request.salt)
         store = self.cache.store(request.store)
+        store.measured(request.prefill_tok_s)
         return await self.workers.patient(lambda: self._lookup(store, request))
 
     def _lookup(self, store: Store, request: pb.LookupRequest) -> pb.LookupResponse:

@@ -49,6 +49,7 @@ async def put(
                     raise _bad_stream("the first message of a put is its opening")
                 store = cache.store(request.opening.store)
                 check_salt(request.opening.salt)
+                store.measured(request.opening.prefill_tok_s)
                 stream = _Stream(cache, workers, store, request.opening.salt)
                 continue
             if part == "header" and header is None:

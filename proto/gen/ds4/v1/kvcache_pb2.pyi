@@ -197,6 +197,7 @@ class LookupRequest(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     LIVE_TOKENS_FIELD_NUMBER: _builtins.int
     NEAREST_FIELD_NUMBER: _builtins.int
+    PREFILL_TOK_S_FIELD_NUMBER: _builtins.int
     store: _builtins.int
     """Handle of the store."""
     salt: _builtins.str
@@ -209,6 +210,8 @@ class LookupRequest(_message.Message):
     """Only tell where the prompt leaves what is stored in its salt: sets `nearest` and nothing
     else, takes no lease and counts as no lookup.
     """
+    prefill_tok_s: _builtins.float
+    """Measured prefill speed, from which seconds saved are estimated; 0 while unknown."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens of the prompt; the service compares them with what it stored."""
@@ -222,10 +225,11 @@ class LookupRequest(_message.Message):
         max_tokens: _builtins.int = ...,
         live_tokens: _builtins.int = ...,
         nearest: _builtins.bool = ...,
+        prefill_tok_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_tokens", b"live_tokens", "max_tokens", b"max_tokens", "nearest", b"nearest", "salt", b"salt", "store", b"store", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_tokens", b"live_tokens", "max_tokens", b"max_tokens", "nearest", b"nearest", "prefill_tok_s", b"prefill_tok_s", "salt", b"salt", "store", b"store", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -504,10 +508,13 @@ class PutOpening(_message.Message):
     STORE_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
+    PREFILL_TOK_S_FIELD_NUMBER: _builtins.int
     store: _builtins.int
     """Handle of the store."""
     salt: _builtins.str
     """Isolation domain."""
+    prefill_tok_s: _builtins.float
+    """Measured prefill speed, as in `LookupRequest`."""
     @_builtins.property
     def client(self) -> _types_pb2.ClientInfo:
         """Client whose request computed it."""
@@ -518,10 +525,11 @@ class PutOpening(_message.Message):
         store: _builtins.int = ...,
         salt: _builtins.str = ...,
         client: _types_pb2.ClientInfo | None = ...,
+        prefill_tok_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["client", b"client"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "salt", b"salt", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "prefill_tok_s", b"prefill_tok_s", "salt", b"salt", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
