@@ -102,7 +102,6 @@ class Pair:
         now = Counter(
             canaries=link.canaries,
             canary_failures=link.canary_failures,
-            saved_records=link.saved_records,
         )
         self.counts.update(now - self._seen)
         self._seen = now
@@ -183,7 +182,7 @@ class Pair:
             last = list(link.stub.Verify(kvstore_pb2.VerifyRequest(), timeout=60))[-1]
             self.counts["records_verified"] += last.checked_records
             self.counts["wrong_bytes"] += last.bad_records
-            self.counts["evictions_since_last_start"] = link.stat().evictions
+            self.counts["evictions"] = link.stat().evictions
 
 
 def _identity(home: Path, model: Path) -> Identity:
