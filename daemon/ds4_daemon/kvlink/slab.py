@@ -16,8 +16,8 @@ from ds4_runtime import shared_memory
 
 # Making and mapping memory costs some milliseconds; less than this is sent as quickly.
 LEAST_BYTES = 8_000_000
-# Thirty blocks of the full-size model: more than are in use at once. Each page of it costs both
-# processes a fault, so more would only be slower.
+# Thirty blocks of the full-size model: more than are in use at once. Twice as much restored no
+# faster, and each page of it costs both processes a fault.
 WINDOW_BYTES = 16_000_000
 _PAGE_BYTES = 16_384
 
