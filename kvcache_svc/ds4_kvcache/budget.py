@@ -60,7 +60,7 @@ class WriteLog:
         self._file = file
         self._wall_s = wall_s
         self._hours: dict[int, int] = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):
             self._hours = {int(k): int(v) for k, v in json.loads(file.read_text()).items()}
 
     def add(self, count_bytes: int) -> None:

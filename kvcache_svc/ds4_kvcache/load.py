@@ -79,7 +79,8 @@ def _open(
 ) -> Store:
     marker = folder / _MARKER
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (folder.parent.parent, folder.parent, folder):
+            path.mkdir(mode=0o700, exist_ok=True)  # `parents` would make them open to others
         marker.touch(mode=0o600)
     except OSError as error:
         raise FullError("STORE_NOT_OPENED", f"{folder} cannot be made: {error.strerror}") from error

@@ -8,6 +8,7 @@ flag, 78 configuration that cannot be used.
 """
 
 import asyncio
+import fcntl
 import os
 import stat
 import sys
@@ -79,6 +80,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
 
     # The disk, and all that is on it.
     folder = make_folder(settings, tenancy.home)
+    held = hold(folder)
     budget = Budget.of(
         folder,
         settings.budget_bytes,
@@ -110,6 +112,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             await server.stop(_GRACE_S)
             workers.close()
             await asyncio.to_thread(cache.close, _FLUSH_S)
+            os.close(held)
     _log.info("cache closed")
     return 0
 
@@ -123,6 +126,24 @@ async def keep_house(house: "House", slabs: "Slabs") -> None:
             await asyncio.to_thread(house.tick)
         except Exception as error:  # noqa: BLE001 (logged; the next round is to come all the same)
             _log.error("housekeeping failed", exc_info=error)
+
+
+def hold(folder: Path) -> int:
+    """Lock the folder against a service of another home, until the descriptor is closed.
+
+    Raises ConfigError. LMDB's file in two processes of ours would be two truths.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            "FOLDER_IN_USE",
+            f"another ds4-kvcache, of another home, keeps its stores in {folder}",
+            "stop it, or set another folder with --folder",
+        ) from error
+    return descriptor
 
 
 def make_folder(settings: Settings, home: Home) -> Path:

@@ -357,6 +357,7 @@ class Store:
             fresh.mkdir(mode=0o700)
             before = self.disk.stat().file_bytes
             self.disk.copy_compact(fresh)
+            (fresh / "data.mdb").chmod(0o600)
             with self._readers:
                 self._readers.wait_for(lambda: not self._reading)
                 self.disk.close()

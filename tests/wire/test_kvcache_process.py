@@ -329,3 +329,28 @@ def test_a_block_record_needs_its_tokens(service: Service) -> None:
         key = link.keys(tokens)[0]
         answer = link.send([block_record(key, link.root(), 1, tokens[:127], 5000)])
         assert (answer.dropped, answer.refusal.reason) == (1, "BAD_RECORD")
+
+
+def test_one_folder_has_one_service(service: Service, home: Path) -> None:
+    """A service of another home is refused the folder of a running one, and nothing is touched."""
+    tokens = prompt(71, 600)
+    with service.link() as link:
+        link.put(tokens, checkpoints=[512])
+    folder = service.home.cache_dir / "kv.noindex"
+    other = Service(home.with_name("other"), "--folder", str(folder))
+    other.home.path.mkdir(mode=0o700)
+    refused = other.run()
+    assert refused.returncode == 78
+    assert "FOLDER_IN_USE" in refused.stderr
+    with service.link() as link:
+        assert link.restore(tokens) == 512
+
+
+def test_a_log_of_writes_that_means_nothing_is_ignored(service: Service) -> None:
+    """Whatever stands in the file of figures, the service starts."""
+    service.stop()
+    file = service.home.cache_dir / "kv.noindex" / "v1" / "written.json"
+    for text in ('{"1": null}', '{"1": 1e999}', "[]", "{"):
+        file.write_text(text)
+        service.start()
+        assert service.stop() == 0
