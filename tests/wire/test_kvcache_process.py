@@ -337,8 +337,8 @@ def test_one_folder_has_one_service(service: Service, home: Path) -> None:
     with service.link() as link:
         link.put(tokens, checkpoints=[512])
     folder = service.home.cache_dir / "kv.noindex"
-    other = Service(home.with_name("other"), "--folder", str(folder))
-    other.home.path.mkdir(mode=0o700)
+    other = Service(home, "--folder", str(folder))
+    other.home.path.mkdir(mode=0o700, exist_ok=True)
     refused = other.run()
     assert refused.returncode == 78
     assert "FOLDER_IN_USE" in refused.stderr
