@@ -12,18 +12,11 @@
 Raised where the cause is known; `rpc` translates them once, `main` prints them once.
 """
 
+from ds4_runtime.errors import ReasonedError
 
-class DaemonError(Exception):
-    """`reason`: stable UPPER_SNAKE, for programs; `message`: a sentence; `hint`: what to do."""
 
-    def __init__(self, reason: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+class DaemonError(ReasonedError):
+    """What the daemon raises on purpose."""
 
 
 class ConfigError(DaemonError):

@@ -12,18 +12,11 @@ Raised where the cause is known; `rpc` translates them once, `main` prints them 
 each of them is a miss.
 """
 
+from ds4_runtime.errors import ReasonedError
 
-class KvError(Exception):
-    """`reason`: stable UPPER_SNAKE, for programs; `message`: a sentence; `hint`: what to do."""
 
-    def __init__(self, reason: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.hint = hint
-
-    def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+class KvError(ReasonedError):
+    """What the KV cache raises on purpose."""
 
 
 class ConfigError(KvError):

@@ -1,6 +1,6 @@
 """Every error of the runtime: what a process needs around its work and could not get.
 
-    SetupError                  reason (UPPER_SNAKE, stable), a sentence, and a hint: what to type
+    SetupError                  a ReasonedError: reason (UPPER_SNAKE, stable), sentence, hint
     ├── AddressError            a home or a socket path that cannot be used
     ├── DirectoryError          a directory or file that is not private to this user
     ├── SettingError            a flag, variable or file of settings that cannot be used
@@ -11,8 +11,11 @@ with 78.
 """
 
 
-class SetupError(Exception):
-    """`reason` is a stable UPPER_SNAKE word, `message` a sentence, `hint` what to do."""
+class ReasonedError(Exception):
+    """`reason`: stable UPPER_SNAKE, for programs; `message`: a sentence; `hint`: what to do.
+
+    Every process's own tree of errors begins with it.
+    """
 
     def __init__(self, reason: str, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -22,6 +25,10 @@ class SetupError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class SetupError(ReasonedError):
+    """What a process needs around its work and could not get."""
 
 
 class AddressError(SetupError):

@@ -1,6 +1,5 @@
 """Which records go when room is needed: each test is a fault that another cache once had."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,23 +25,6 @@ from tests.unit.kvcache.small_cache import (
 )
 
 HOUR_S = 3600.0
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, clock: Clock) -> Iterator[Cache]:
-    opened = open_cache(tmp_path, clock)
-    yield opened
-    opened.close(10)
-
-
-@pytest.fixture
-def store(cache: Cache) -> Store:
-    return open_store(cache)
 
 
 def evict_bytes(cache: Cache, count: int) -> list[tuple[Node, Kind]]:

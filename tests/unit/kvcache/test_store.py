@@ -2,7 +2,6 @@
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -27,23 +26,6 @@ from tests.unit.kvcache.small_cache import (
     prompt,
     put,
 )
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, clock: Clock) -> Iterator[Cache]:
-    opened = open_cache(tmp_path, clock)
-    yield opened
-    opened.close(10)
-
-
-@pytest.fixture
-def store(cache: Cache) -> Store:
-    return open_store(cache)
 
 
 def reason(cache: Cache, store: Store, tokens: list[int], salt: str = "") -> Miss:
