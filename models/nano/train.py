@@ -1,7 +1,7 @@
 """Trains the embedded model for so many minutes, and can be killed and resumed at any time.
 
-    python models/nano/train.py --data CORPUS --out DIR --minutes M [--resume] [--seed N]
-                                [--device cuda] [--compile none|mixes|layers] [--smoke]
+    python models/nano/train.py --data CORPUS --out DIR --minutes M [--resume] [--init FOLDER]
+                                [--seed N] [--device cuda] [--compile none|mixes|layers] [--smoke]
 
 Writes DIR/log.jsonl (a line every ten steps) and checkpoints DIR/step-N that ds4 opens as models.
 The time counts from the start of the process, compilation included; a resumed run goes on where the
