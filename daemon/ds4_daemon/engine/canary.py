@@ -136,7 +136,6 @@ class Canary:
 
     def _conclude(self, case: _Case) -> None:
         self._case = None
-        self.checked += 1
         assert case.state is not None
         layout = self._link.layout
         worst = _difference(
@@ -151,6 +150,7 @@ class Canary:
             _log.error("restored prefix was wrong", key=case.key.hex(), difference=worst)
             message = f"a row differs by {worst:.2f} of its length from what is computed"
             self._link.invalidate(case.key, "CANARY_FAILED", message, quarantine=True)
+        self.checked += 1  # last: who sees it counted sees what came of it too
 
 
 def _difference(given: Pieces, computed: Pieces) -> float:
