@@ -1,21 +1,32 @@
 """`ds4ctl cache evict, pin, unpin, verify, compact, purge`: the commands that change the cache."""
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from ds4ctl.cache_options import SIZE, SPAN, hexadecimal, open_cache, selection_options
-from ds4ctl.cache_text import prefix_lines, size
+from ds4ctl.cache_find import Choice, find_fingerprint, find_key
+from ds4ctl.cache_options import (
+    SIZE,
+    SPAN,
+    key_digits,
+    known_name,
+    open_cache,
+    pin_name,
+    selection_options,
+)
+from ds4ctl.cache_text import many, size, span
 from ds4ctl.options import home_option, json_option
-from ds4ctl.output import plain, write_json
+from ds4ctl.output import Transient, plain, say, tell, write_json
+from ds4ctl.prefix_table import prefix_table
 
 if TYPE_CHECKING:
-    from ds4.v1.kvstore_pb2 import Selection
+    from ds4.v1.kvstore_pb2 import PurgeResponse
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would go.")
 
 
-@click.command()
+@click.command(short_help="Drop what is selected, least valuable first.")
 @selection_options
 @click.option("--to-size", type=SIZE, metavar="SIZE", help="Stop when no more than SIZE is used.")
 @click.option("--all", "everything", is_flag=True, help="Evict all that nothing protects.")
@@ -23,130 +34,177 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what wo
 @json_option
 @home_option
 def evict(
-    chosen: "Selection", to_size: float | None, everything: bool, dry_run: bool, as_json: bool
+    chosen: Choice, to_size: float | None, everything: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Drop what is selected, least valuable first. What is pinned or in use stays."""
-    if not (chosen.ListFields() or to_size is not None or everything):
+    """Drop what is selected, least valuable first. What is pinned, in use or just stored stays.
+
+    Conditions hold together; with --to-size it stops as soon as no more than that is used.
+    """
+    if chosen.anything and to_size is None and not everything:
         raise click.UsageError("nothing says what to evict: give a condition, --to-size or --all")
     with open_cache() as client:
         # The contract's 0 means "all": a target of 0 bytes is that too.
-        answer = client.evict(chosen, to_bytes=int(to_size or 0), dry_run=dry_run)
+        answer = client.evict(chosen.selection(client), to_bytes=int(to_size or 0), dry_run=dry_run)
     if as_json:
         write_json(plain(answer))
         return
-    for prefix in answer.prefixes:
-        click.echo("\n".join(prefix_lines(prefix, "")))
-    kept = f", {answer.protected_records:,} are protected" if answer.protected_records else ""
+    if answer.prefixes:
+        tell(prefix_table(answer.prefixes))
     verb = "would go" if dry_run else "went"
-    click.echo(f"{answer.records:,} records of {size(answer.bytes)} {verb}{kept}")
+    tell([f"{many(answer.records, 'record')} of {size(answer.bytes)} {verb}"])
+    if kept := answer.protected_records:
+        say(f"{many(kept, 'more record')} stayed: pinned, in use or just stored")
 
 
-@click.command()
-@click.argument("key", callback=hexadecimal)
-@click.option("--name", required=True, metavar="NAME", help="Name to take it away by.")
+@click.command(short_help="Protect a prefix from eviction.")
+@click.argument("key", callback=key_digits)
+@click.option(
+    "--name",
+    required=True,
+    callback=pin_name,
+    metavar="NAME",
+    help="Name to take it away by; one in use moves here.",
+)
 @click.option("--ttl", type=SPAN, metavar="TIME", help="How long, such as 12h; else for good.")
 @json_option
 @home_option
-def pin(key: bytes, name: str, ttl: float | None, as_json: bool) -> None:
-    """Protect the prefix that ends with the block KEY."""
+def pin(key: str, name: str, ttl: float | None, as_json: bool) -> None:
+    """Protect the prefix that ends with the block KEY from eviction. `purge` deletes it still."""
     with open_cache() as client:
-        prefix = client.pin(key, name, ttl or 0)
+        prefix = client.pin(find_key(client, key), name, ttl or 0)
     if as_json:
         write_json(plain(prefix))
-    else:
-        click.echo("\n".join(prefix_lines(prefix, "")))
+        return
+    how_long = f"for {span(ttl)}" if ttl else f"until `ds4ctl cache unpin {name}`"
+    tell([f"pinned {prefix.tokens:,} tokens of {size(prefix.bytes)} as {name}, {how_long}"])
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", callback=known_name)
 @json_option
 @home_option
 def unpin(name: str, as_json: bool) -> None:
-    """Take the pin NAME away."""
+    """Take the pin NAME away; `ds4ctl cache ls` shows pins."""
     with open_cache() as client:
         prefix = client.unpin(name)
     if as_json:
         write_json(plain(prefix))
     else:
-        click.echo(f"unpinned {name}")
+        tell([f"unpinned {name}"])
 
 
-@click.command()
+@click.command(short_help="Compare what is stored with its checksums.")
 @selection_options
 @click.option("--structure", "structure_only", is_flag=True, help="Read no records.")
 @click.option("--repair", is_flag=True, help="Delete what is bad and what hangs on it.")
 @json_option
 @home_option
-def verify(chosen: "Selection", structure_only: bool, repair: bool, as_json: bool) -> int:
+def verify(chosen: Choice, structure_only: bool, repair: bool, as_json: bool) -> int:
     """Compare what is stored with its checksums. Leaves with 1 when something is bad."""
     findings = []
-    with open_cache() as client:
-        for report in client.verify(chosen, structure_only=structure_only, repair=repair):
-            findings += [one.message for one in report.findings]
-            if not as_json:
-                for one in report.findings:
-                    click.echo(one.message)
-    bad = report.bad_records
-    if as_json:
-        write_json(
-            {"checked_records": report.checked_records, "bad_records": bad, "findings": findings}
+    checked = bad = 0
+    with open_cache() as client, Transient() as progress:
+        reports = client.verify(
+            chosen.selection(client), structure_only=structure_only, repair=repair
         )
+        for report in reports:
+            checked, bad = report.checked_records, report.bad_records
+            found = [one.message for one in report.findings]
+            findings += found
+            if found and not as_json:
+                progress.show("")
+                tell(found)
+            progress.show(f"{checked:,} of {report.total_records:,} records")
+    if as_json:
+        write_json({"checked_records": checked, "bad_records": bad, "findings": findings})
     else:
-        end = ": deleted" if bad and repair else ""
-        click.echo(f"{report.checked_records:,} records checked, {bad:,} bad{end}")
+        tell([f"{many(checked, 'record')} checked, {bad:,} bad" + _repaired(bad, repair)])
     return 1 if bad else 0
 
 
-@click.command()
+def _repaired(bad: int, repair: bool) -> str:
+    if not bad:
+        return ""
+    return ": deleted" if repair else "; delete what is bad with --repair"
+
+
+@click.command(short_help="Write the files anew without their free pages.")
 @click.option(
-    "--fingerprint",
-    default="",
-    callback=hexadecimal,
-    metavar="HEX",
-    help="Of this fingerprint only.",
+    "--fingerprint", callback=key_digits, metavar="HEX", help="Of the fingerprint that begins so."
 )
 @json_option
 @home_option
-def compact(fingerprint: bytes, as_json: bool) -> None:
+def compact(fingerprint: str | None, as_json: bool) -> None:
     """Write the files anew without their free pages. Needs room for them beside the old ones."""
     with open_cache() as client:
-        answer = client.compact(fingerprint)
+        answer = client.compact(find_fingerprint(client, fingerprint))
     if as_json:
         write_json(plain(answer))
     else:
-        click.echo(f"{size(answer.before_bytes)} before, {size(answer.after_bytes)} after")
+        tell([f"files took {size(answer.before_bytes)}, now {size(answer.after_bytes)}"])
 
 
-@click.command()
+@click.command(short_help="Delete for good, pinned or not.")
 @click.option(
-    "--fingerprint",
-    default="",
-    callback=hexadecimal,
-    metavar="HEX",
-    help="All of this fingerprint.",
+    "--fingerprint", callback=key_digits, metavar="HEX", help="All of the one that begins so."
 )
-@click.option("--salt", metavar="SALT", help="All of this salt.")
-@click.option("--old", is_flag=True, help="All that no daemon has opened, and what was set aside.")
+@click.option("--salt", metavar="SALT", help="All of this salt; '' is the common one.")
+@click.option(
+    "--old",
+    is_flag=True,
+    help="All that no daemon has opened since ds4-kvcache started, and what was set aside.",
+)
 @dry_run_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @home_option
 def purge(
-    fingerprint: bytes, salt: str | None, old: bool, dry_run: bool, yes: bool, as_json: bool
+    fingerprint: str | None, salt: str | None, old: bool, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Delete for good, pinned or not."""
-    if not (fingerprint or salt is not None or old):
+    """Delete for good, pinned or not, after a question. Conditions hold together."""
+    if fingerprint is None and salt is None and not old:
         raise click.UsageError("nothing says what to purge: give --fingerprint, --salt or --old")
-    if not (dry_run or yes or as_json):
-        click.confirm("Delete it for good?", abort=True)
+    if as_json and not (dry_run or yes):
+        raise click.UsageError("--json asks nothing: give --yes to delete, --dry-run to look")
     with open_cache() as client:
-        answer = client.purge(fingerprint=fingerprint, salt=salt, unused=old, dry_run=dry_run)
+        digest = find_fingerprint(client, fingerprint)
+
+        def ask(dry: bool) -> "PurgeResponse":
+            return client.purge(fingerprint=digest, salt=salt, unused=old, dry_run=dry)
+
+        if not (dry_run or yes):
+            planned = ask(dry=True)
+            if planned.stores or planned.records:
+                _confirm(_amount(planned))
+        answer = ask(dry=dry_run)
     if as_json:
         write_json(plain(answer))
+    elif answer.stores or answer.records:
+        tell([f"{_amount(answer)} {'would go' if dry_run else 'went'}"])
     else:
-        verb = "would go" if dry_run else "went"
-        click.echo(
-            f"{answer.stores:,} stores, {answer.records:,} records, {size(answer.bytes)} {verb}"
+        say("nothing that is stored is selected")
+
+
+def _amount(answer: "PurgeResponse") -> str:
+    records = f"{many(answer.records, 'record')} of {size(answer.bytes)}"
+    if not answer.stores:
+        return records
+    # What was set aside is a file that nobody reads, so its records are not counted.
+    return many(answer.stores, "store") + (f" with {records}" if answer.records else "")
+
+
+def _confirm(amount: str) -> None:
+    """Ask before deleting. Raises InvalidRequestError when the answer is not yes."""
+    from ds4_client import InvalidRequestError
+
+    sys.stderr.write(f"Delete {amount} for good? [y/N] ")
+    sys.stderr.flush()
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):  # the end of the input, not of a line
+        sys.stderr.write("\n")
+    if answer.strip().lower() not in ("y", "yes"):
+        raise InvalidRequestError(
+            "NOT_CONFIRMED", "nothing was deleted", "answer y, or give --yes to be asked nothing"
         )
 
 

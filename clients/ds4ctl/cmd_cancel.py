@@ -3,7 +3,7 @@
 import click
 
 from ds4ctl.options import home_option, json_option, open_client
-from ds4ctl.output import write_json
+from ds4ctl.output import tell, write_json
 
 
 @click.command()
@@ -25,4 +25,4 @@ def cancel(request_id: str, as_json: bool) -> None:
     if as_json:
         write_json({"cancelled": True})
     else:
-        click.echo(f"cancelled {request_id}")
+        tell([f"cancelled {request_id}"])

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ds4ctl.output import harmless
+
 
 class ExitCode(IntEnum):
     """The exit codes of ds4ctl, a documented contract."""
@@ -28,9 +30,9 @@ def explain(reason: str, message: str, hint: str, *, as_json: bool) -> None:
         said: dict[str, Any] = {"reason": reason, "message": message, "hint": hint}
         click.echo(json.dumps(said), err=True)
         return
-    click.echo(f"ds4ctl: {message}", err=True)
+    click.echo(f"ds4ctl: {harmless(message)}", err=True)
     if hint:
-        click.echo(f"  {hint}", err=True)
+        click.echo(f"  {harmless(hint)}", err=True)
 
 
 def report(error: Exception, *, as_json: bool) -> ExitCode | None:

@@ -1,14 +1,17 @@
 """What ds4ctl writes: the answer on standard output, all that is about it on standard error.
 
-`Screen` shows one answer as it comes; `record` is the JSON object of a whole one; `plain` turns any
-message of the contract into what JSON can say. docs/json.md is the contract of the latter two.
+`Screen` shows one answer as it comes; `tell` writes lines for people; `record` is the JSON object
+of a whole answer; `plain` turns any message of the contract into what JSON can say. docs/json.md is
+the contract of the latter two.
 """
 
 import json
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from ds4_client import Completion, Event, Logprob, Progress, ToolCallDelta
@@ -19,6 +22,36 @@ _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
 _CONTROLS |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 
 
+class Transient:
+    """A line on standard error that the next one replaces; none where that is no terminal.
+
+    As a context it is gone at the end.
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._shown = False
+
+    def show(self, line: str) -> None:
+        """Write it in the place of the one before; empty: take that away."""
+        if self._terminal and (line or self._shown):
+            width = shutil.get_terminal_size().columns
+            sys.stderr.write("\r\x1b[K" + dim(line[: width - 1]))
+            sys.stderr.flush()
+        self._shown = bool(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.show("")
+
+
 class Screen:
     """Shows one answer. Its reasoning and progress never mix into standard output."""
 
@@ -27,8 +60,7 @@ class Screen:
         terminal = sys.stderr.isatty()
         self._quiet = quiet
         self._show_reasoning = terminal if show_reasoning is None else show_reasoning
-        self._show_progress = terminal
-        self._transient = False  # a progress line is on the terminal
+        self._progress = Transient()
         self._open_out = False  # standard output is inside a line
         self._open_err = False
 
@@ -37,10 +69,10 @@ class Screen:
         from ds4_client import Delta, Progress
 
         match event:
-            case Progress() if self._show_progress:
-                self._replace(_progress_line(event))
+            case Progress():
+                self._progress.show(_progress_line(event))
             case Delta():
-                self._replace("")
+                self._progress.show("")
                 if not self._quiet:
                     self._delta(event.content, event.reasoning, event.tool_call)
             case _:
@@ -62,7 +94,7 @@ class Screen:
 
     def end(self, note: str = "") -> None:
         """End open lines, then say `note` about the answer."""
-        self._replace("")
+        self._progress.show("")
         self._end_err()
         if self._open_out:
             sys.stdout.write("\n")
@@ -82,17 +114,32 @@ class Screen:
             sys.stderr.flush()
             self._open_err = False
 
-    def _replace(self, line: str) -> None:
-        if line or self._transient:
-            width = shutil.get_terminal_size().columns
-            sys.stderr.write("\r\x1b[K" + dim(line[: width - 1]))
-            sys.stderr.flush()
-        self._transient = bool(line)
-
 
 def _harmless(text: str, stream: TextIO) -> str:
     """The model's text as a terminal may show it; what goes elsewhere stays as it is."""
-    return text.translate(_CONTROLS) if stream.isatty() else text
+    return harmless(text) if stream.isatty() else text
+
+
+def harmless(text: str) -> str:
+    """Text of several lines without what a terminal would obey."""
+    return text.translate(_CONTROLS)
+
+
+def printable(text: str) -> str:
+    """Text of others as a part of one line: what a terminal would obey is written as its escape.
+
+    Line ends are escaped too: a name must not look like a line of ours.
+    """
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Lines for people on standard output, each of them one line whatever is in it."""
+    for line in lines:
+        sys.stdout.write(printable(line) + "\n")
+    sys.stdout.flush()
 
 
 def dim(text: str) -> str:
@@ -104,7 +151,7 @@ def dim(text: str) -> str:
 
 def say(note: str) -> None:
     """A line about the work, on standard error."""
-    sys.stderr.write(dim(note) + "\n")
+    sys.stderr.write(dim(harmless(note)) + "\n")
     sys.stderr.flush()
 
 

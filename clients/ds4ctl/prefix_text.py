@@ -4,15 +4,13 @@ Token ids mean something to the model that they were made for only, so the daemo
 it has that one loaded.
 """
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from ds4ctl.options import open_client
 
-if TYPE_CHECKING:
-    from ds4.v1.kvstore_pb2 import StoredPrefix
-
-_MOST_CHARACTERS = 100
+MOST_CHARACTERS = 100
 
 
 class Texts:
@@ -22,21 +20,21 @@ class Texts:
         self._client = open_client()
         self._fingerprint: bytes | None = None
 
-    def of(self, prefix: "StoredPrefix") -> str:
-        """How a prefix begins, on one line; empty where nobody can tell."""
+    def of(self, fingerprint: bytes, token_ids: Sequence[int], most: int = MOST_CHARACTERS) -> str:
+        """How these tokens begin, on one line; empty where nobody can tell."""
         from ds4_client import Ds4Error
 
         try:
             if self._fingerprint is None:
                 self._fingerprint = self._client.status().model.fingerprint
-            if self._fingerprint != prefix.fingerprint or not prefix.first_token_ids:
+            if self._fingerprint != fingerprint or not token_ids:
                 return ""
-            text = self._client.detokenize(prefix.first_token_ids)
+            text = self._client.detokenize(token_ids)
         except Ds4Error:
             self._fingerprint = b""
             return ""
         line = "".join(one if one.isprintable() else " " for one in text)
-        return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"
+        return line if len(line) <= most else f"{line[:most]}…"
 
     def __enter__(self) -> Self:
         return self

@@ -1,12 +1,16 @@
 """`ds4ctl cache` against a real ds4-kvcache: what it says, its JSON, and its exit codes."""
 
+import hashlib
+import io
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ds4.v1 import kvcache_pb2, kvstore_pb2
 from ds4ctl.main import execute
 
 from tests.unit.client_peer import Peer, serving
@@ -57,7 +61,7 @@ def keys(captured: Captured) -> dict[int, str]:
 def test_stat_tells_figures(service: Service, capsys: Captured) -> None:
     """`cache stat` tells hits, what was saved, classes and limits, for people and as JSON."""
     text = run(capsys, "stat")
-    assert "1 of 1 lookups (100%), 896 tokens and 9 s saved" in text
+    assert "1 of 1 lookup (100%), 896 tokens and 9 s saved" in text
     assert "15 blocks of 75" in text and "4 checkpoints of 24" in text
     assert "used of 100.0 MB" in text and "in 24 hours of 100.0 GB" in text
     stat = told(capsys, "stat")
@@ -68,10 +72,13 @@ def test_stat_tells_figures(service: Service, capsys: Captured) -> None:
 
 def test_ls_lists_most_recent_first(service: Service, capsys: Captured) -> None:
     """`cache ls` lists prefixes as they were last used, with salt, hits and what they saved."""
-    first, *others = run(capsys, "ls").splitlines()
-    assert "896 tokens" in first and "1 hits" in first and "9 s saved" in first
-    assert len(others) == 2
-    assert any("salt bob" in line for line in others)
+    head, first, *others = run(capsys, "ls").splitlines()
+    assert head.split() == ["KEY", "TOKENS", "SIZE", "USED", "STORED", "HITS", "SAVED"]
+    fields = first.split()
+    assert (fields[1], fields[-3:]) == ("896", ["1", "9", "s"])
+    assert len(others) == 3
+    assert others.count("    salt bob") == 1
+    assert max(map(len, [head, first, *others])) <= 80
     (only,) = run(capsys, "ls", "--salt", "bob", "--json").splitlines()
     prefix = json.loads(only)
     assert (prefix["tokens"], prefix["checkpoint_tokens"], prefix["first_text"]) == (256, [256], "")
@@ -82,7 +89,7 @@ def test_ls_says_when_there_is_more(service: Service, capsys: Captured) -> None:
     """A list that is cut says how much is left, on standard error."""
     assert execute(["cache", "ls", "-n", "1"]) == 0
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 1
+    assert len(out.splitlines()) == 2
     assert "2 more" in err
 
 
@@ -90,11 +97,11 @@ def test_tree_shows_where_prefixes_part(service: Service, capsys: Captured) -> N
     """`cache tree` has a line for each stretch between two branches."""
     lines = run(capsys, "tree").splitlines()
     assert [line.split("tokens ")[1].split(",")[0] for line in lines if "bob" not in line] == [
-        "0 to 512",
-        "512 to 896",
+        "0 to 511",
+        "512 to 895",
         "512 to 1",
     ]
-    assert "checkpoints at 512" in lines[0] and lines[1].startswith("  ")
+    assert "checkpoint at 512" in lines[0] and lines[1].startswith("  ")
     nodes = told(capsys, "tree")["nodes"]
     assert len(nodes) == 15 and nodes[0]["token_ids"] == []
 
@@ -103,7 +110,7 @@ def test_inspect_shows_a_block(service: Service, capsys: Captured) -> None:
     """`cache inspect` shows records, tokens, value and protection of the block that it is given."""
     key = keys(capsys)[896]
     text = run(capsys, "inspect", key[:12])
-    assert key in text and "protected by fresh" in text and "prompt_end" in text
+    assert key in text and "protected by being new" in text and "prompt end" in text
     (node,) = told(capsys, "inspect", key)["nodes"]
     assert node["token_ids"] == PROMPTS[0][768:896]
     assert [record["raw_bytes"] for record in node["records"]] == [5000, 6000]
@@ -156,34 +163,124 @@ def test_purge_deletes_for_good(service: Service, capsys: Captured) -> None:
     answer = told(capsys, "purge", "--salt", "bob", "--dry-run")
     assert answer["records"] == 3
     assert len(keys(capsys)) == 3
-    assert told(capsys, "purge", "--salt", "bob")["records"] == 3
+    assert told(capsys, "purge", "--salt", "bob", "--yes")["records"] == 3
     assert sorted(keys(capsys)) == [896, 1280]
     digest = told(capsys, "stat")["stores"][0]["fingerprint"]
-    assert "1 stores" in run(capsys, "purge", "--fingerprint", digest[:8], "--yes")
-    assert run(capsys, "ls") == ""
+    said = run(capsys, "purge", "--fingerprint", digest[:7], "--yes")
+    assert "1 store with 16 records of" in said and said.endswith("went\n")
     assert execute(["cache", "purge", "--yes"]) == 2
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["inspect", "abc"],
-        ["inspect", "zz"],
-        ["evict", "--to-size", "much"],
-        ["evict", "--older", "7"],
-        ["pin", "00"],
-    ],
-)
-def test_wrong_usage(arguments: list[str], capsys: Captured) -> None:
-    """Keys, sizes and times that are none are wrong usage, told before anything is asked."""
-    assert execute(["cache", *arguments]) == 2
-    assert "--help" in capsys.readouterr().err
+def failure(captured: Captured, *arguments: str) -> dict[str, str]:
+    """What a command that leaves with 1 says of it with --json."""
+    assert execute(["cache", *arguments, "--json"]) == 1
+    said: dict[str, str] = json.loads(captured.readouterr().err)
+    return said
 
 
 def test_unknown_key_is_an_error(service: Service, capsys: Captured) -> None:
-    """A key that nothing begins with, or several do, is told with what to do."""
-    assert execute(["cache", "inspect", "00" * 32]) == 1
-    assert "ds4ctl cache ls" in capsys.readouterr().err
+    """A key that nothing begins with is told with what to do, however many digits it has."""
+    for digits in ("00" * 32, "0" * 63):
+        said = failure(capsys, "inspect", digits)
+        assert said["reason"] == "NO_SUCH_BLOCK" and "ds4ctl cache ls" in said["hint"]
+
+
+def test_any_number_of_digits_names_a_key(service: Service, capsys: Captured) -> None:
+    """As many digits as tell a key from all others are enough, an odd number of them too."""
+    with service.link() as link:
+        link.put(prompt(5, 60 * 128))
+    nodes = told(capsys, "tree")["nodes"]
+    key = nodes[0]["key"]
+    others = [node["key"] for node in nodes[1:]]
+    shortest = next(n for n in range(1, 65) if not any(o.startswith(key[:n]) for o in others))
+    for count in (shortest, shortest + 1, 63):
+        (node,) = told(capsys, "inspect", key[:count].upper())["nodes"]
+        assert node["key"] == key
+    assert told(capsys, "tree", key[:63])["nodes"][0]["key"] == key
+    # 75 blocks share 16 digits: the first digit of some key begins another one too.
+    by_digit = [key[0] for key in [node["key"] for node in nodes]]
+    shared = next(digit for digit in by_digit if by_digit.count(digit) > 1)
+    assert failure(capsys, "inspect", shared)["reason"] == "AMBIGUOUS_KEY"
+
+
+def test_unknown_fingerprint_is_an_error(service: Service, capsys: Captured) -> None:
+    """A fingerprint that no store has is told with those there are; so is one that two have."""
+    digest = told(capsys, "stat")["stores"][0]["fingerprint"]
+    unknown = ("0" if digest[0] != "0" else "1") + digest[1:]
+    for command in (["ls"], ["evict"], ["verify"], ["compact"], ["purge", "--yes"]):
+        said = failure(capsys, *command, "--fingerprint", unknown)
+        assert said["reason"] == "NO_SUCH_FINGERPRINT" and digest[:16] in said["hint"]
+    for number in range(17):  # two of so many begin alike
+        with service.link(f'{{"other":{number}}}'):
+            pass
+    first = [one["fingerprint"][0] for one in told(capsys, "stat")["stores"]]
+    shared = next(digit for digit in first if first.count(digit) > 1)
+    said = failure(capsys, "purge", "--yes", "--fingerprint", shared)
+    assert said["reason"] == "AMBIGUOUS_FINGERPRINT"
+
+
+def test_nothing_to_show_is_said(service: Service, capsys: Captured) -> None:
+    """Where nothing is stored or selected a person is told so; programs get no object."""
+    assert execute(["cache", "ls", "--salt", "nobody"]) == 0
+    assert capsys.readouterr() == ("", "nothing that is stored is selected\n")
+    assert execute(["cache", "purge", "--salt", "nobody"]) == 0
+    assert capsys.readouterr() == ("", "nothing that is stored is selected\n")
+    digest = told(capsys, "stat")["stores"][0]["fingerprint"]
+    run(capsys, "purge", "--fingerprint", digest, "--yes")
+    for command in ("ls", "tree"):
+        assert execute(["cache", command]) == 0
+        assert capsys.readouterr() == ("", "the cache is empty\n")
+    assert run(capsys, "ls", "--json") == ""
+
+
+@pytest.mark.parametrize(("typed", "code"), [(b"y\n", 0), (b"\n", 1), (b"no\n", 1), (b"", 1)])
+def test_purge_asks_first(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: Captured, typed: bytes, code: int
+) -> None:
+    """`cache purge` says how much would go, and deletes it only when the answer is yes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    assert execute(["cache", "purge", "--salt", "bob"]) == code
+    err = capsys.readouterr().err
+    assert "Delete 3 records of" in err
+    assert ("nothing was deleted" in err) == bool(code)
+    assert (256 in keys(capsys)) == bool(code)
+
+
+def test_purge_with_json_wants_yes(service: Service, capsys: Captured) -> None:
+    """A program cannot be asked, so it says --yes; without that nothing is deleted."""
+    assert execute(["cache", "purge", "--salt", "bob", "--json"]) == 2
+    assert "--yes" in json.loads(capsys.readouterr().err)["message"]
+    assert len(keys(capsys)) == 3
+
+
+def test_no_text_of_others_controls_the_terminal(service: Service, capsys: Captured) -> None:
+    """Names of pins, salts and models are shown with their control characters escaped."""
+    evil = "\x1b]0;mine\x07\nnothing was damaged\u202e\x9b2J"
+    with service.link() as link:
+        link.put(prompt(6, 200), checkpoints=[128], salt=evil)
+        key = link.keys(prompt(6, 200), evil)[0]
+        link.stub.Pin(kvstore_pb2.PinRequest(key=key, name=evil), timeout=10)
+        other = json.dumps({"another": 1}, separators=(",", ":"))
+        digest = hashlib.sha256(other.encode()).digest()
+        link.stub.Open(
+            kvcache_pb2.OpenRequest(
+                fingerprint=kvcache_pb2.Fingerprint(digest=digest, json=other),
+                layout_version=1, block_bytes=5000, model_name=evil,
+            )
+        )  # fmt: skip
+    commands = [
+        ["stat"], ["ls"], ["tree"], ["inspect", key.hex()], ["evict", "--all", "--dry-run"],
+        ["verify"], ["unpin", evil],
+    ]  # fmt: skip
+    for command in commands:
+        out = run(capsys, *command)
+        assert all(line.isprintable() for line in out.split("\n"))
+        assert "nothing was damaged" not in out.splitlines()
+        if command[0] in ("stat", "ls", "tree", "inspect", "unpin"):
+            assert "\\x1b]0;mine\\x07\\n" in out
+    assert execute(["cache", "compact", "--fingerprint", "0" * 64]) == 1  # names the models
+    err = capsys.readouterr().err
+    assert "mine" in err and not set(err) & set("\x1b\x07\x9b")
 
 
 def test_no_service_is_told(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -209,7 +306,7 @@ def test_status_shows_the_cache(service: Service, capsys: Captured) -> None:
     """`ds4ctl status` shows the figures of the cache behind those of the daemon."""
     with serving(service.home.path):
         assert execute(["status"]) == 0
-        assert "1 of 1 lookups (100%)" in capsys.readouterr().out
+        assert "1 of 1 lookup (100%)" in capsys.readouterr().out
         assert execute(["status", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["kv_cache"]["total"]["hits"] == 1
         service.kill()
