@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ds4ctl.cache_options import open_cache
-from ds4ctl.cache_text import stat_lines
+from ds4ctl.cache_text import many, size, stat_lines
 from ds4ctl.options import home_option, json_option, number, open_client
-from ds4ctl.output import enum_word, plain, write_json
+from ds4ctl.output import enum_word, plain, tell, write_json
 
 if TYPE_CHECKING:
-    from ds4.v1.admin_pb2 import EngineStatus, RequestStatus, StatusResponse
+    from ds4.v1.admin_pb2 import (
+        EngineStatus,
+        KvLinkStatus,
+        RequestStatus,
+        StatusResponse,
+        Totals,
+    )
 
 # How the daemon is must not wait for another process.
 _CACHE_TIMEOUT_S = 2.0
@@ -43,7 +49,7 @@ def status(wait_s: float | None, as_json: bool) -> None:
     if as_json:
         write_json(plain(response))
     else:
-        click.echo("\n".join(_lines(response)))
+        tell(_lines(response))
 
 
 def _add_cache(response: "StatusResponse") -> None:
@@ -69,15 +75,16 @@ def _lines(response: "StatusResponse") -> list[str]:
     if process.HasField("problem"):
         lines.append(f"  problem {process.problem.message} ({process.problem.hint})")
     if response.HasField("model"):
-        lines.append(
-            f"  model   {model.name}: {model.file_format}, {model.dtype} on {model.device}, "
-            f"{model.context_tokens:,} tokens of context"
-        )
+        where = f"{model.dtype} on {model.device}"
+        lines += [
+            f"  model   {model.name}",
+            f"          {model.file_format}, {where}, {model.context_tokens:,} tokens of context",
+        ]
     lines.append(f"  memory  {_size(process.resident_bytes)} resident")
     if response.HasField("engine"):
         lines += _engine(response.engine)
     if response.HasField("kv_link"):
-        lines.append(f"  cache   {_word(response.kv_link, 'state')}")
+        lines += _kv_link(response.kv_link)
     if response.HasField("kv_cache"):
         lines += stat_lines(response.kv_cache)
     return lines + [_request(one) for one in response.engine.requests]
@@ -89,8 +96,38 @@ def _engine(engine: "EngineStatus") -> list[str]:
         f"          {_size(memory.weights_bytes)} weights, {_size(memory.state_bytes)} sequences",
         f"  engine  {engine.running} running, {engine.waiting} waiting",
         f"          {totals.requests:,} requests, {totals.generated_tokens:,} tokens generated",
+        *_prompts(totals),
         f"  speed   {engine.prefill_tok_s:,.0f} tok/s prefill, {engine.decode_tok_s:,.1f} decode",
     ]
+
+
+def _prompts(totals: "Totals") -> list[str]:
+    """Where the tokens of prompts came from: memory, disk, or computing."""
+    if not totals.prompt_tokens:
+        return []
+    live, restored = totals.cached_live_tokens, totals.cached_restored_tokens
+    origins = f"{live:,} found in memory, {restored:,} restored from disk"
+    return [f"  prompts {many(totals.prompt_tokens, 'token')}: {origins}"]
+
+
+def _kv_link(link: "KvLinkStatus") -> list[str]:
+    """The daemon's side of the cache: what it restored, sends, and compared again."""
+    state = _word(link, "state")
+    if link.HasField("problem"):
+        return [f"  cache   {state}: {link.problem.message}", f"          {link.problem.hint}"]
+    if state == "disabled":
+        return [f"  cache   {state}"]
+    waiting = f"{size(link.queue_bytes)} waiting to be sent"
+    lines = [f"  cache   {state}: {many(link.restores, 'restore')} from disk, {waiting}"]
+    lost = link.dropped_records + link.refused_records
+    if lost:
+        lines.append(f"          {many(lost, 'record')} not stored: queue full or refused")
+    if link.canaries:
+        lines.append(
+            f"          {many(link.canaries, 'restore')} computed again, "
+            f"{link.canary_failures:,} of them wrong"
+        )
+    return lines
 
 
 def _request(one: "RequestStatus") -> str:

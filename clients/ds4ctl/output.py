@@ -175,9 +175,11 @@ def _progress_line(progress: "Progress") -> str:
 def summary(completion: "Completion") -> str:
     """Speed and usage of an answer, for a person."""
     usage = completion.usage
-    cached = usage.cached_live_tokens + usage.cached_restored_tokens
+    live, restored = usage.cached_live_tokens, usage.cached_restored_tokens
+    cached = [f"{live:,} found in memory"] if live else []
+    cached += [f"{restored:,} restored from disk"] if restored else []
     parts = [
-        f"{usage.prompt_tokens:,} prompt tokens" + (f" ({cached:,} cached)" if cached else ""),
+        f"{usage.prompt_tokens:,} prompt tokens" + (f" ({', '.join(cached)})" if cached else ""),
         f"{usage.completion_tokens:,} tokens"
         + (f" ({usage.reasoning_tokens:,} of reasoning)" if usage.reasoning_tokens else ""),
         f"{usage.decode_tok_s:,.1f} tok/s",

@@ -262,7 +262,7 @@ def test_progress_and_reasoning_are_shown_at_a_terminal(peer: Peer) -> None:
     terminal = Terminal("run", "--home", str(peer.home), "x")
     terminal.until("prefill 1,024 of 4,096 tokens · 100 tok/s · 31 s left")
     os.write(go, b"x")
-    shown = terminal.until("12 prompt tokens (4 cached)")
+    shown = terminal.until("12 prompt tokens (4 found in memory)")
     assert shown.index("Let me think.\n") < shown.index("Done.\n")
     terminal.until("first after 31 ms")
     assert terminal.leave() == 0

@@ -77,7 +77,7 @@ def test_run_separates_the_answer_from_what_is_about_it(peer: Peer, capsys: Capt
     assert execute(["run", "hello you"]) == 0
     out, err = capsys.readouterr()
     assert out == "You said: hello you\n"
-    assert "12 prompt tokens (4 cached)" in err
+    assert "12 prompt tokens (4 found in memory)" in err
     assert "3 tokens (1 of reasoning) · 64.1 tok/s" in err
     assert "think" not in err
 
@@ -275,7 +275,12 @@ def test_status_for_people_and_programs(peer: Peer, capsys: Captured) -> None:
     """Status names the model and each request; its JSON has every field of the contract."""
     assert execute(["status"]) == 0
     out = capsys.readouterr().out
-    for part in ("process 4321, serving, up 1 h 2 min", "nano: gguf", "3.0 GiB", "r7 of ds4ctl"):
+    for part in (
+        "process 4321, serving, up 1 h 2 min",
+        "model   nano\n          gguf",
+        "3.0 GiB",
+        "r7 of ds4ctl",
+    ):
         assert part in out
     assert execute(["status", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -286,6 +291,41 @@ def test_status_for_people_and_programs(peer: Peer, capsys: Captured) -> None:
     assert said["engine"]["totals"]["requests"] == 2**40
     assert said["engine"]["last_step_age_s"] is None
     assert said["kv_cache"] is None
+
+
+def test_status_tells_memory_from_disk(peer: Peer, capsys: Captured) -> None:
+    """Tokens found in live sessions and those restored from disk are told apart, with the link's
+    state and what went wrong there."""
+    totals = peer.status.engine.totals
+    totals.prompt_tokens, totals.cached_live_tokens, totals.cached_restored_tokens = (
+        9000,
+        1500,
+        4096,
+    )
+    link = peer.status.kv_link
+    link.state, link.restores, link.queue_bytes = admin_pb2.KV_LINK_STATE_CONNECTED, 2, 1_500_000
+    link.dropped_records, link.refused_records = 3, 1
+    link.canaries, link.canary_failures = 5, 1
+    assert execute(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "9,000 tokens: 1,500 found in memory, 4,096 restored from disk" in out
+    assert "connected: 2 restores from disk, 1.5 MB waiting to be sent" in out
+    assert "4 records not stored" in out
+    assert "5 restores computed again, 1 of them wrong" in out
+    link.state = admin_pb2.KV_LINK_STATE_UNAVAILABLE
+    link.problem.message, link.problem.hint = "nobody answers", "start ds4-kvcache"
+    assert execute(["status"]) == 0
+    assert "unavailable: nobody answers\n          start ds4-kvcache" in capsys.readouterr().out
+
+
+def test_status_escapes_what_clients_call_themselves(peer: Peer, capsys: Captured) -> None:
+    """No name of a client or a model moves the cursor or makes a line of its own."""
+    peer.status.engine.requests[0].client.name = "evil\x1b[2J\nds4-daemon is fine"
+    peer.status.model.name = "\x07\x9b"
+    assert execute(["status"]) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert r"evil\x1b[2J\nds4-daemon is fine" in out
 
 
 def test_status_tells_a_problem(peer: Peer, capsys: Captured) -> None:
