@@ -5,6 +5,7 @@ the start, so that every fingerprint counts and can be looked at. It knows no gR
 and `check`; safe for threads.
 """
 
+import contextlib
 import itertools
 import shutil
 import threading
@@ -17,24 +18,25 @@ from pathlib import Path
 import structlog
 
 from ds4_kvcache import evict
-from ds4_kvcache.budget import Budget, WriteLog
+from ds4_kvcache.budget import HIGH_WATER, LOW_WATER, Budget, WriteLog
+from ds4_kvcache.clock import ClockWatch, date_anew
 from ds4_kvcache.disk import BROKEN, FullError, Kind
-from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError
+from ds4_kvcache.errors import DamagedError, KvError, NotFoundError, RefusedError
 from ds4_kvcache.evict import Scene, Victim
 from ds4_kvcache.identity import Identity
 from ds4_kvcache.index import Node
-from ds4_kvcache.load import open_store, pack_pin, set_aside
+from ds4_kvcache.load import open_store, set_aside
 from ds4_kvcache.store import Store
 from ds4_kvcache.writer import BATCH_BYTES
 
 # Long enough for a fetch that waits behind a slow disk, short enough that a daemon that died
 # holds nothing for long.
 LEASE_S = 30.0
-# Eviction begins at the first and stops at the second: in one go, not at every record.
-HIGH_WATER, LOW_WATER = 0.95, 0.90
 # A store may hold a damaged one beside it, and LMDB's map must not end before the budget does.
 _MAP_SLACK_BYTES = 1 << 30
 _SLOW_DISK_S = 10.0
+# With less than this free a transaction may fail. Then nothing is evicted for what would be lost.
+_LEAST_FREE_BYTES = 16_000_000
 # Where so much comes that all of the budget is fresh, what is fresh is what came last: in the end
 # in the last quarter of a second, and what is being put, for a stream holds a lease.
 _FRESH_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
@@ -68,6 +70,8 @@ class Cache:
         self.stores: dict[int, Store] = {}
         self.writes = WriteLog(budget.folder / "written.json", wall_s)
         self.fetch_bytes_s: deque[float] = deque(maxlen=64)
+        self.lost_stores = 0  # whose files were deleted or damaged while they were open
+        self._clock = ClockWatch(wall_s)
         self._fresh_s = fresh_s
         self._leases: dict[int, Lease] = {}
         # No number of a service that ran before means anything to this one.
@@ -87,11 +91,15 @@ class Cache:
                 except (DamagedError, FullError) as error:
                     _log.warning("store not opened", folder=folder.name, message=error.message)
         self._weigh_aside()
+        self.follow_disk(starting=True)
 
     def aside(self) -> list[Path]:
         """The folders of stores that were set aside, or are of no use to this version."""
         known = {store.folder for store in self.stores.values()}
-        return [one for one in self.budget.folder.iterdir() if one.is_dir() and one not in known]
+        with contextlib.suppress(FileNotFoundError):
+            found = list(self.budget.folder.iterdir())
+            return [one for one in found if one.is_dir() and one not in known]
+        return []  # deleted, and not made again yet
 
     def _weigh_aside(self) -> None:
         files = [file for folder in self.aside() for file in folder.glob("data.mdb")]
@@ -122,15 +130,21 @@ class Cache:
         return number, store
 
     def _open(self, folder: Path, identity: Identity | None) -> tuple[int, Store]:
-        map_bytes = int(1.25 * self.budget.budget_bytes) + _MAP_SLACK_BYTES
+        map_bytes = int(1.25 * self.budget.most_bytes) + _MAP_SLACK_BYTES
         store = open_store(folder, map_bytes, self.lock, identity, self.wall_s)
-        # A batch that is large beside the budget would make the file larger than it.
-        store.writer.batch_bytes = min(BATCH_BYTES, max(self.budget.budget_bytes // 32, 1_000_000))
+        date_anew(store, self.wall_s())
         with self.lock:
             number = next(self._numbers)
             self.stores[number] = store
             self._counted[store] = 0
+            self._size_batches()
         return number, store
+
+    def _size_batches(self) -> None:
+        # A batch that is large beside the budget would make the file larger than it.
+        for store in self.stores.values():
+            most = max(self.budget.budget_bytes // 32, 1_000_000)
+            store.writer.batch_bytes = min(BATCH_BYTES, most)
 
     def store(self, number: int) -> Store:
         """The store of a handle. Raises NotFoundError."""
@@ -138,7 +152,7 @@ class Cache:
         if store is None or store.broken:
             raise NotFoundError(
                 "NO_SUCH_STORE",
-                f"no store has the handle {number}: the service was restarted, or its file damaged",
+                f"no store has the handle {number}: the service was restarted, or its file went",
                 "open it again",
             )
         return store
@@ -148,13 +162,23 @@ class Cache:
         shutil.rmtree(self._close(number).folder, ignore_errors=True)
 
     def retire_broken(self) -> None:
-        """Set aside the stores whose files turned out to be damaged while they were open."""
+        """Close the stores whose files were damaged, deleted or cut short while they were open.
+
+        A damaged one is set aside; what became of the others is found when they are opened again.
+        """
         with self._opening:
             for number, store in list(self.stores.items()):
-                if store.broken:
-                    folder = self._close(number).folder
+                with self.lock:  # one that is being compacted looks broken for a moment
+                    broken, gone = store.broken, not store.disk.is_there()
+                if not broken:
+                    continue
+                folder = self._close(number).folder
+                self.lost_stores += 1
+                if gone:
+                    _log.error("store lost: its file was deleted or replaced", folder=str(folder))
+                else:
                     set_aside(folder, DamagedError(BROKEN, "its pages are damaged"))
-                    self._weigh_aside()
+                self._weigh_aside()
 
     def _close(self, number: int) -> Store:
         with self.lock:
@@ -210,47 +234,6 @@ class Cache:
             self._leases = {k: v for k, v in self._leases.items() if v.until_s >= now_s}
             return [one for one in self._leases.values() if store in (None, one.store)]
 
-    # Pins.
-
-    def pin(self, store: Store, node: Node, name: str, ttl_s: float) -> None:
-        """Protect a prefix under a name, which may have named another before."""
-        until_s = self.wall_s() + ttl_s if ttl_s else 0.0
-        with self.lock:
-            self._unpin(name)
-            store.pins[name] = (node.key, until_s)
-            node.pins.add(name)
-            store.writer.mark_pin(name.encode(), pack_pin(node.key, until_s))
-
-    def unpin(self, name: str) -> tuple[Store, Node | None]:
-        """Take a pin away. Raises NotFoundError."""
-        with self.lock:
-            found = self._unpin(name)
-        if found is None:
-            raise NotFoundError(
-                "NO_SUCH_PIN", f"no pin is named {name!r}", "`ds4ctl cache ls` shows pins"
-            )
-        return found
-
-    def _unpin(self, name: str) -> tuple[Store, Node | None] | None:
-        for store in self.stores.values():
-            if name in store.pins:
-                key, _ = store.pins.pop(name)
-                node = store.index.nodes.get(key)
-                if node is not None:
-                    node.pins.discard(name)
-                store.writer.mark_pin(name.encode(), None)
-                return store, node
-        return None
-
-    def end_pins(self) -> None:
-        """Take away the pins whose time is over."""
-        now_s = self.wall_s()
-        with self.lock:
-            for store in self.stores.values():
-                for name, (_, until_s) in list(store.pins.items()):
-                    if until_s and until_s < now_s:
-                        self._unpin(name)
-
     # Room.
 
     def used_bytes(self) -> int:
@@ -259,7 +242,41 @@ class Cache:
 
     def file_bytes(self) -> int:
         """Size of all files."""
-        return sum((s.folder / "data.mdb").stat().st_size for s in list(self.stores.values()))
+        return sum(store.disk.file_bytes() for store in list(self.stores.values()))
+
+    def follow_disk(self, *, starting: bool = False) -> None:
+        """Have a budget that nobody set follow what the disk has free."""
+        with self.lock:
+            self.budget.follow_disk(self.used_bytes(), starting=starting)
+            self._size_batches()
+
+    def follow_clock(self) -> None:
+        """Where the wall clock went back, date anew what was stored and used before."""
+        back_s = self._clock.went_back_s()
+        if back_s:
+            count = sum(date_anew(store, self.wall_s()) for store in list(self.stores.values()))
+            _log.warning("the clock went back", seconds=round(back_s), blocks_dated_anew=count)
+
+    def refusal(self, raw_bytes: int = 0) -> KvError | None:
+        """Why no record of so many bytes is taken now, whatever store it is for."""
+        spent, limit = self.writes.today_bytes(), self.budget.daily_write_bytes
+        if limit and spent + raw_bytes > limit:
+            ahead = self.writes.ahead_bytes()
+            clock = f", {ahead} of them while the clock was ahead of what it is now"
+            return RefusedError(
+                "WRITE_BUDGET_SPENT",
+                f"{spent} bytes were written in 24 hours{clock if ahead else ''}, and {limit} may",
+                "raise daily_write_budget_bytes of ds4-kvcache, or wait",
+            )
+        room = self.budget.room_bytes(self.file_bytes())
+        if room < (raw_bytes or _LEAST_FREE_BYTES):
+            return RefusedError(
+                "NO_ROOM",
+                f"the disk has {self.budget.free_bytes()} bytes free, and is to keep "
+                f"{self.budget.free_floor_bytes}: {room} are left to the cache",
+                "make room on its disk, or lower free_floor_bytes of ds4-kvcache",
+            )
+        return None
 
     def make_room(self, store: Store, raw_bytes: int) -> None:
         """Let a record of so many bytes come, evicting others. Raises RefusedError.
@@ -272,22 +289,26 @@ class Cache:
                 "the store only serves what it has: several records were damaged within an hour",
                 "check the disk, then `ds4ctl cache verify --repair`, and restart ds4-kvcache",
             )
+        store.check_open()
+        problem = store.writer.problem
+        if problem is not None:
+            raise RefusedError(problem.reason, problem.message, problem.hint)
         if not store.writer.wait_for_room(_SLOW_DISK_S):
             raise RefusedError("DISK_TOO_SLOW", "the disk does not keep up with what comes", "")
         self.count_writes()
-        if self.budget.daily_write_bytes and self.writes.today_bytes() + raw_bytes > (
-            self.budget.daily_write_bytes
-        ):
-            raise RefusedError(
-                "WRITE_BUDGET_SPENT",
-                "what may be written in 24 hours was written",
-                "raise daily_write_budget_bytes of ds4-kvcache, or wait",
-            )
         with self.lock:
+            if (refusal := self.refusal(raw_bytes)) is not None:
+                raise refusal
             room = self.budget.room_bytes(self.file_bytes())
             used = self.used_bytes() + self._aside_bytes
             if used + raw_bytes <= HIGH_WATER * room:
                 return
+            if self.budget.free_bytes() < _LEAST_FREE_BYTES:
+                raise RefusedError(
+                    "NO_ROOM",
+                    f"the disk has {self.budget.free_bytes()} bytes free, too few to write at all",
+                    "make room on its disk",
+                )
             self.delete_aside()
             self._evict(evict.thin)
             for share in _FRESH_SHARES:

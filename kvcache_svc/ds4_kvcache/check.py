@@ -11,6 +11,7 @@ from ds4_runtime.kv_keys import BLOCK_TOKEN_BYTES, block_key
 from ds4_kvcache.browse import Selection, selected
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import PART_BYTES, Kind
+from ds4_kvcache.errors import KvError
 from ds4_kvcache.index import Node
 from ds4_kvcache.load import is_sound
 from ds4_kvcache.store import Store
@@ -27,6 +28,7 @@ class Report:
     total: int = 0
     bad: int = 0
     findings: list[str] = field(default_factory=list)
+    problem: KvError | None = None  # why what came last is not on disk, and was not checked
     done: bool = False
 
 
@@ -41,6 +43,8 @@ def verify(
         ]
     report = Report(total=sum(1 + bool(node.checkpoint) for _, nodes in chosen for node in nodes))
     for store, nodes in chosen:
+        store.writer.flush(60.0)
+        report.problem = report.problem or store.writer.problem
         for node, kind, finding in _structure(store, nodes):
             report.bad += 1
             report.findings.append(finding)
@@ -73,7 +77,6 @@ def _records(store: Store, nodes: list[Node], report: Report, repair: bool) -> I
 
 def _structure(store: Store, nodes: list[Node]) -> Iterator[tuple[Node | None, Kind, str]]:
     """What is wrong with the tree and the tables, with the node to delete where there is one."""
-    store.writer.flush(60.0)
     with store.lock:
         for problem in store.index.problems():
             yield None, Kind.BLOCK, problem

@@ -7,6 +7,7 @@ else may be called from any. Called by `store`.
 
 import contextlib
 import os
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,7 @@ class Disk:
         self.folder = folder
         self.map_bytes = map_bytes
         self._file = folder / "data.mdb"
+        self._end_bytes = 0  # of the pages that LMDB counts
         check_length(self._file)
         try:
             self._open(map_bytes)
@@ -102,6 +104,49 @@ class Disk:
             )
             self._env.reader_check()
             self.page_bytes = int(self._env.stat()["psize"])
+        self._fill_up()
+        found = self._file.stat()
+        self._mapped = (found.st_dev, found.st_ino)
+
+    def is_there(self) -> bool:
+        """Whether the file that is mapped is still the one of its name, and whole.
+
+        What somebody deleted or replaced can be read on, but nothing written to it is kept; what
+        was cut short ends the process that reads behind its end.
+        """
+        try:
+            found = self._file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return (found.st_dev, found.st_ino) == self._mapped and found.st_size >= self._end_bytes
+
+    def file_bytes(self) -> int:
+        """Size of the file; 0 where it was deleted."""
+        try:
+            return self._file.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def has_room(self, count_bytes: int) -> bool:
+        """Whether the file could grow by so much: it is made longer and cut again.
+
+        What a disk says that it has free a quota may refuse. For the thread of `write` alone.
+        """
+        try:
+            # With less than twice that others would find the disk full while this tries.
+            if shutil.disk_usage(self.folder).free < 2 * count_bytes:
+                return False
+            with self._file.open("r+b", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                try:
+                    for _ in range(0, count_bytes, PART_BYTES):
+                        file.write(bytes(PART_BYTES))
+                    os.fsync(file.fileno())
+                finally:
+                    file.truncate(end)
+        except OSError:
+            return False
+        return True
 
     def record_bytes(self, stored_bytes: int) -> int:
         """The bytes that a record's parts take of the file, whole pages counted."""
@@ -193,7 +238,11 @@ class Disk:
             raise
         except (lmdb.Error, OSError) as error:
             # No room for the map or the file, or a fault of the disk: the transaction is undone.
-            raise FullError("STORE_FULL", f"a batch could not be written: {error}") from error
+            raise FullError(
+                "STORE_FULL",
+                f"a batch could not be written: {error}",
+                f"make room on the disk of {self.folder}; it is tried again every few seconds",
+            ) from error
         self._fill_up()
 
     def _put_frame(self, txn: lmdb.Transaction, key: bytes, kind: Kind, frame: bytes) -> None:
@@ -213,8 +262,10 @@ class Disk:
         # LMDB may count a page that it allocated and gave back without ever writing it; the next
         # start would take the file for cut short.
         end = (int(self._env.info()["last_pgno"]) + 1) * self.page_bytes
-        if self._file.stat().st_size < end:
-            os.truncate(self._file, end)
+        with contextlib.suppress(FileNotFoundError):  # deleted: `is_there` tells it
+            if self._file.stat().st_size < end:
+                os.truncate(self._file, end)
+        self._end_bytes = end
 
     def stat(self) -> DiskStat:
         with _damage("read"), self._env.begin() as txn:
@@ -225,7 +276,7 @@ class Disk:
             ):  # fmt: skip
                 found = txn.stat(table) if table is not None else self._env.stat()
                 pages += found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
-        return DiskStat(self._file.stat().st_size, pages * self.page_bytes, self.page_bytes)
+        return DiskStat(self.file_bytes(), pages * self.page_bytes, self.page_bytes)
 
     def readers(self) -> int:
         """Read transactions that are open now, in any process."""

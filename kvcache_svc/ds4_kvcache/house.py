@@ -6,6 +6,7 @@ is restored and nothing waits to be written.
 
 import structlog
 
+from ds4_kvcache import pins
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.check import Scrub
 from ds4_kvcache.store import Store
@@ -30,8 +31,10 @@ class House:
         """A round of everything that is due."""
         cache = self._cache
         self._ticks += 1
-        cache.end_pins()
+        cache.follow_clock()
+        pins.end_pins(cache)
         cache.retire_broken()
+        cache.follow_disk()
         cache.count_writes()
         cache.writes.save()
         if self._ticks % _TICKS_TO_THIN == 0:

@@ -79,11 +79,14 @@ def _open(
 ) -> Store:
     marker = folder / _MARKER
     try:
-        for path in (folder.parent.parent, folder.parent, folder):
-            path.mkdir(mode=0o700, exist_ok=True)  # `parents` would make them open to others
+        make_private(folder)
         marker.touch(mode=0o600)
     except OSError as error:
-        raise FullError("STORE_NOT_OPENED", f"{folder} cannot be made: {error.strerror}") from error
+        raise FullError(
+            "STORE_NOT_OPENED",
+            f"{folder} cannot be written: {error.strerror}",
+            "make it writable, with room on its disk",
+        ) from error
     shutil.rmtree(folder / COMPACT_FOLDER, ignore_errors=True)  # of a process that was killed
     disk = Disk(folder, map_bytes)
     try:
@@ -112,6 +115,12 @@ def _open(
         deleted=len(bad) + lost,
     )
     return store
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder and what is missing above it, for this user alone. Raises OSError."""
+    for path in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        path.mkdir(mode=0o700, exist_ok=True)  # `parents` would make them open to others
 
 
 def _owner(meta: dict[bytes, bytes], identity: Identity | None) -> Identity:

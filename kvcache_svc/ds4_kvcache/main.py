@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
 
     # The disk, and all that is on it.
     folder = make_folder(settings, tenancy.home)
-    held = hold(folder)
+    held = Hold(folder)
     budget = Budget.of(
         folder,
         settings.budget_bytes,
@@ -102,7 +103,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     _log.info("cache served", socket=str(server.socket), folder=str(folder))
 
     with stop_signals() as signalled:
-        housekeeping = asyncio.create_task(keep_house(House(cache), slabs))
+        housekeeping = asyncio.create_task(keep_house(House(cache), slabs, held, stopped.set))
         ends = [asyncio.create_task(event.wait()) for event in (signalled, stopped)]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -112,38 +113,62 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             await server.stop(_GRACE_S)
             workers.close()
             await asyncio.to_thread(cache.close, _FLUSH_S)
-            os.close(held)
+            held.end()
     _log.info("cache closed")
     return 0
 
 
-async def keep_house(house: "House", slabs: "Slabs") -> None:
+async def keep_house(
+    house: "House", slabs: "Slabs", held: "Hold", stop: Callable[[], None]
+) -> None:
     """Do what nobody waits for, until cancelled."""
     while True:
         await asyncio.sleep(_TICK_S)
         slabs.forget_idle()
         try:
+            held.renew()
             await asyncio.to_thread(house.tick)
+        except ConfigError as error:
+            _log.error("folder taken by another service", why=error.message)
+            stop()
         except Exception as error:  # noqa: BLE001 (logged; the next round is to come all the same)
             _log.error("housekeeping failed", exc_info=error)
 
 
-def hold(folder: Path) -> int:
-    """Lock the folder against a service of another home, until the descriptor is closed.
+class Hold:
+    """The lock on a folder against a service of another home, from now to `end`.
 
     Raises ConfigError. LMDB's file in two processes of ours would be two truths.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            "FOLDER_IN_USE",
-            f"another ds4-kvcache, of another home, keeps its stores in {folder}",
-            "stop it, or set another folder with --folder",
-        ) from error
-    return descriptor
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor = self._lock()
+
+    def _lock(self) -> int:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigError(
+                "FOLDER_IN_USE",
+                f"another ds4-kvcache, of another home, keeps its stores in {self._folder}",
+                "stop it, or set another folder with --folder",
+            ) from error
+        return descriptor
+
+    def renew(self) -> None:
+        """Lock the folder of that name where the one that is locked was deleted or moved."""
+        if not self._folder.exists():
+            return  # nobody has it, until a store is made in it again
+        if not os.path.samestat(self._folder.stat(), os.fstat(self._descriptor)):
+            fresh = self._lock()
+            self.end()
+            self._descriptor = fresh
+
+    def end(self) -> None:
+        os.close(self._descriptor)
 
 
 def make_folder(settings: Settings, home: Home) -> Path:

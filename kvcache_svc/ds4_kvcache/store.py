@@ -79,7 +79,7 @@ class Store:
         self.pins: dict[str, tuple[bytes, float]] = {}  # name to key and end (Unix time, 0: none)
         self.prefill_tok_s = 0.0
         self.opened = False  # by a daemon since the service started
-        self.clean = self._broken = False
+        self.clean = self.closed = self._broken = False
         self.evicted: OrderedDict[bytes, None] = OrderedDict()  # keys that went lately
         self._damages_s: list[float] = []
         self._readers = threading.Condition(lock)
@@ -92,9 +92,10 @@ class Store:
 
     @property
     def broken(self) -> bool:
-        """Whether LMDB's own pages are damaged: nothing of the file can be trusted then."""
+        """Whether the file can be used no more: its pages are damaged, or it is no longer there."""
         problem = self.writer.problem
-        return self._broken or (problem is not None and problem.reason == BROKEN)
+        damaged = self._broken or (problem is not None and problem.reason == BROKEN)
+        return damaged or not self.disk.is_there()
 
     @property
     def writable(self) -> bool:
@@ -172,10 +173,16 @@ class Store:
                 frame = self.disk.frame(node.key, kind, record.stored_bytes)
         return record, codec.decompress(frame, record.raw_bytes)
 
+    def check_open(self) -> None:
+        """Raise NotFoundError once it is closed."""
+        if self.closed:
+            raise NotFoundError("NO_SUCH_STORE", "the store was closed", "open it again")
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Keep the environment open inside the block; `pause` waits for its end."""
+        """Keep the environment open inside the block. Raises NotFoundError once it is closed."""
         with self._readers:
+            self.check_open()
             self._reading += 1
         try:
             yield
@@ -352,6 +359,8 @@ class Store:
         """
         fresh = self.folder / COMPACT_FOLDER
         self.writer.flush(60.0)
+        if self.writer.problem is not None:
+            raise self.writer.problem
         with self.writer.hold():
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(mode=0o700)
@@ -360,9 +369,9 @@ class Store:
             (fresh / "data.mdb").chmod(0o600)
             with self._readers:
                 self._readers.wait_for(lambda: not self._reading)
+                self._broken = True  # until the new file is open
                 self.disk.close()
                 (fresh / "data.mdb").replace(self.folder / "data.mdb")
-                self._broken = True  # until the new file is open
                 self.disk = self.writer.disk = Disk(self.folder, self.disk.map_bytes)
                 self._broken = False
             shutil.rmtree(fresh)
@@ -372,7 +381,7 @@ class Store:
     def close(self, limit_s: float) -> None:
         """Write what waits, say that all is well, and close the file."""
         with self.lock:
-            self.clean = True
+            self.clean = self.closed = True
             self.writer.mark_meta()
         self.writer.close(limit_s)
         with self._readers:

@@ -28,6 +28,8 @@ BATCH_BYTES = 64_000_000
 WAITING_MAX_BYTES = 2 * BATCH_BYTES
 _GONE_A_BATCH = 256  # some 100 MB of V4 Flash's blocks
 _RETRY_S = 5.0
+# A transaction without records writes some pages for each table all the same.
+_LEAST_ROOM_BYTES = 1_000_000
 _LAST_COMMIT_S = 10.0
 
 _log = structlog.get_logger()
@@ -41,6 +43,16 @@ class Written:
     frame_bytes: int = 0  # of records, as stored
     disk_bytes: int = 0  # of records, whole pages counted
     lost: int = 0  # records that a full disk did not take
+
+
+@dataclass(slots=True)
+class _Failed:
+    """Batches that failed one after another."""
+
+    batches: int = 0
+    lost: int = 0  # records
+    room_bytes: int = 0  # that the last one would have taken
+    retry_s: float = 0.0  # monotonic
 
 
 class Writer:
@@ -74,7 +86,9 @@ class Writer:
         self._waiting_bytes = self._in_flight_bytes = 0
         self.written = Written()
         self.commit_ms: deque[float] = deque(maxlen=1000)
+        # Why nothing can be written; set by a batch that failed, until one goes through.
         self.problem: KvError | None = None
+        self._failed = _Failed()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -142,13 +156,18 @@ class Writer:
         )
 
     def flush(self, limit_s: float) -> bool:
-        """Write all that waits; whether that was done within the time."""
+        """Write all that waits; whether that was done within the time.
+
+        False at once while nothing can be written: `problem` says why.
+        """
         with self._wake:
             self._hurry = True
             self._wake.notify_all()
-            done = self._wake.wait_for(lambda: self.idle or self._ended, limit_s) and self.idle
+            self._wake.wait_for(
+                lambda: self.idle or self._ended or self.problem is not None, limit_s
+            )
             self._hurry = False
-            return done
+            return self.idle
 
     def wait_for_room(self, limit_s: float) -> bool:
         """Wait until memory has room for more; whether it has."""
@@ -189,6 +208,8 @@ class Writer:
             return True
         if self._held or not self._anything or self._oldest_s is None:
             return False
+        if self.problem is not None:
+            return time.monotonic() >= self._failed.retry_s
         full = self._waiting_bytes >= self.batch_bytes or len(self._gone) >= _GONE_A_BATCH
         return self._hurry or full or time.monotonic() >= self._oldest_s + COMMIT_S
 
@@ -199,23 +220,36 @@ class Writer:
                     self._wake.wait(self._patience())
                 if self._closing:
                     return
-                changes, nodes = self._take()
                 self._busy = True
-            failed = self._commit(changes)
-            with self._wake:
-                self._busy, self._in_flight_bytes = False, 0
-                if failed:
-                    self._lose(changes, nodes)
+            # Deletions may find room where records do not, so room is asked for before it is
+            # believed that there is some again.
+            if self.problem is not None and not self.disk.has_room(self._failed.room_bytes):
+                with self._wake:
+                    self._busy = False
+                    self._failed.retry_s = time.monotonic() + _RETRY_S
                     self._wake.notify_all()
-                    self._wake.wait_for(lambda: self._closing, _RETRY_S)
+                continue
+            with self._wake:
+                changes, nodes = self._take()
+            self._commit(changes)
+            with self._wake:
+                if self.problem is not None:
+                    self._failed.lost += self._lose(changes, nodes)
+                    self._failed.room_bytes = max(
+                        self._failed.room_bytes, self._in_flight_bytes, _LEAST_ROOM_BYTES
+                    )
+                    self._failed.retry_s = time.monotonic() + _RETRY_S
+                    self._meta_changed = True  # something to try it with
                 else:
                     self._settle(changes, nodes)
-                    self._wake.notify_all()
+                self._busy, self._in_flight_bytes = False, 0
+                self._wake.notify_all()
 
     def _patience(self) -> float | None:
         if self._oldest_s is None or self._held:
             return None
-        return max(self._oldest_s + COMMIT_S - time.monotonic(), 0.001)
+        due_s = self._oldest_s + COMMIT_S if self.problem is None else self._failed.retry_s
+        return max(due_s - time.monotonic(), 0.001)
 
     def _take(self) -> tuple[Changes, list[Node]]:
         """The next batch: deletions alone, or what was stored, parents first."""
@@ -240,21 +274,28 @@ class Writer:
         self._oldest_s = time.monotonic() if self._anything else None
         return changes, nodes
 
-    def _commit(self, changes: Changes) -> KvError | None:
+    def _commit(self, changes: Changes) -> None:
+        """Write a batch, or set `problem`. It is logged once, and again when it is over."""
         start_s = time.perf_counter()
         try:
             self.disk.write(changes)
-        except KvError as error:
-            _log.error("batch lost", reason=error.reason, message=error.message)
-            self.problem = error
-            return error
         except Exception as error:  # noqa: BLE001 (a writer that ends would hold all in memory)
-            _log.error("batch lost", exc_info=error)
-            self.problem = KvError("WRITE_FAILED", f"a batch failed: {error}")
-            return self.problem
-        self.problem = None
+            self._note_failure(error)
+            return
+        if self.problem is not None:
+            failed, self._failed, self.problem = self._failed, _Failed(), None
+            _log.info("written again", after_failures=failed.batches, lost_records=failed.lost)
         self.commit_ms.append(1000 * (time.perf_counter() - start_s))
-        return None
+
+    def _note_failure(self, error: Exception) -> None:
+        problem, trace = error, None
+        if not isinstance(problem, KvError):
+            message = f"a batch could not be written: {error}"
+            problem, trace = KvError("WRITE_FAILED", message, "see the service's log"), error
+        if self.problem is None or str(self.problem) != str(problem):
+            _log.error("batch lost", reason=problem.reason, why=problem.message, exc_info=trace)
+        self.problem = problem
+        self._failed.batches += 1
 
     def _settle(self, changes: Changes, nodes: list[Node]) -> None:
         """What was written need not stay in memory, unless it was replaced meanwhile."""
@@ -270,11 +311,12 @@ class Writer:
             self.written.frame_bytes += len(frame)
             self.written.disk_bytes += self.disk.record_bytes(len(frame))
 
-    def _lose(self, changes: Changes, nodes: list[Node]) -> None:
+    def _lose(self, changes: Changes, nodes: list[Node]) -> int:
         """Nothing of a batch was written: forget what it would have stored, delete the rest later.
 
-        A cache may lose; it may not hold in memory what never fits.
+        A cache may lose; it may not hold in memory what never fits. Returns the records lost.
         """
+        before = self.written.lost
         for key in changes.gone:
             if key not in self._dirty:
                 self._gone[key] = None
@@ -293,6 +335,7 @@ class Writer:
         self._roots = changes.roots | self._roots
         self._uses |= dict.fromkeys(changes.uses)
         self._note()
+        return self.written.lost - before
 
     def forget(self, node: Node) -> int:
         """Take a node and all below it out of the index, for good; the records that were."""

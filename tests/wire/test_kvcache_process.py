@@ -1,5 +1,6 @@
 """The process ds4-kvcache and what its socket gets: starts, ends, and messages no daemon sends."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,3 +355,31 @@ def test_a_log_of_writes_that_means_nothing_is_ignored(service: Service) -> None
         file.write_text(text)
         service.start()
         assert service.stop() == 0
+
+
+def test_a_folder_that_is_deleted_heals(home: Path) -> None:
+    """With its folder deleted under it, a service goes on: a miss, and all is taken anew."""
+    service = Service(home, *FLAGS).start()
+    try:
+        tokens = prompt(72, 600)
+        with service.link() as link:
+            link.put(tokens, checkpoints=[512])
+            admin_pb2_grpc.AdminStub(link.channel).Drain(admin_pb2.DrainRequest(), timeout=10)
+            shutil.rmtree(service.home.cache_dir)
+            with pytest.raises(grpc.RpcError) as error:
+                link.lookup(tokens)
+            assert refusal(error.value) == (StatusCode.NOT_FOUND, "NO_SUCH_STORE")
+            answer = link.stub.Stat(kvstore_pb2.StatRequest(), timeout=10)
+            assert (answer.lost_stores, len(answer.stores)) == (1, 0)
+        with service.link() as link:
+            assert link.restore(tokens) == 0
+            assert link.put(tokens, checkpoints=[512]).stored == 5
+            admin_pb2_grpc.AdminStub(link.channel).Drain(admin_pb2.DrainRequest(), timeout=10)
+        assert "its file was deleted" in service.log.read_text()
+        assert service.home.cache_dir.stat().st_mode & 0o077 == 0
+        assert service.stop() == 0
+        service.start()
+        with service.link() as link:
+            assert link.restore(tokens) == 512
+    finally:
+        service.kill()

@@ -129,6 +129,7 @@ def metrics(stat: kvstore_pb2.StatResponse) -> Iterator[str]:
     for name, value in (
         ("budget_bytes", stat.budget_bytes),
         ("disk_free_bytes", stat.disk_free_bytes),
+        ("lost_stores", stat.lost_stores),
         ("written_today_bytes", stat.written_today_bytes),
     ):
         yield f"# TYPE ds4_kv_{name} gauge"

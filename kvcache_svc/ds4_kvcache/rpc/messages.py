@@ -113,6 +113,8 @@ def total_stats(cache: Cache, stores: list[pb.StoreStats]) -> pb.StoreStats:
             misses[miss.reason] = misses.get(miss.reason, 0) + miss.count
         if one.HasField("problem"):
             total.problem.CopyFrom(one.problem)
+    if not total.HasField("problem") and (refusal := cache.refusal()) is not None:
+        total.problem.CopyFrom(error(refusal))
     total.classes.extend(classes.values())
     for reason, count in sorted(misses.items()):
         total.misses_by_reason.add(reason=reason, count=count)
@@ -123,6 +125,7 @@ def total_stats(cache: Cache, stores: list[pb.StoreStats]) -> pb.StoreStats:
 
 def stat(cache: Cache) -> pb.StatResponse:
     """All figures. Reads the disk, so not on the event loop."""
+    cache.retire_broken()
     cache.count_writes()
     stores = [store_stats(cache, store) for store in list(cache.stores.values())]
     return pb.StatResponse(
@@ -133,6 +136,7 @@ def stat(cache: Cache) -> pb.StatResponse:
         disk_free_bytes=cache.budget.free_bytes(),
         daily_write_budget_bytes=cache.budget.daily_write_bytes,
         written_today_bytes=cache.writes.today_bytes(),
+        lost_stores=cache.lost_stores,
     )
 
 

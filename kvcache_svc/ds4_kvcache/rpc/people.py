@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from ds4.v1 import kvcache_pb2_grpc
 from ds4.v1 import kvstore_pb2 as pb
 
-from ds4_kvcache import browse, check
+from ds4_kvcache import browse, check, pins
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.errors import RequestError
 from ds4_kvcache.rpc import messages
@@ -87,14 +87,14 @@ class People(kvcache_pb2_grpc.KvCacheServicer):
         def pinned() -> pb.PinResponse:
             with self.cache.lock:
                 if request.remove:
-                    store, node = self.cache.unpin(request.name)
+                    store, node = pins.unpin(self.cache, request.name)
                     if node is None:
                         return pb.PinResponse()
                 else:
                     if not request.key:
                         raise RequestError("NO_KEY", "a pin needs the key of a block")
                     store, node = browse.find_node(self.cache, request.key)
-                    self.cache.pin(store, node, request.name, request.ttl_s)
+                    pins.pin(self.cache, store, node, request.name, request.ttl_s)
                 shown = browse.prefix(store, node)
             return pb.PinResponse(prefix=messages.stored_prefix(self.cache, shown))
 
@@ -117,7 +117,10 @@ class People(kvcache_pb2_grpc.KvCacheServicer):
                 checked_records=report.checked,
                 total_records=report.total,
                 bad_records=report.bad,
-                findings=[messages.finding(one) for one in report.findings],
+                findings=[
+                    *([messages.error(report.problem)] if report.problem and report.done else []),
+                    *(messages.finding(one) for one in report.findings),
+                ],
                 done=report.done,
             )
             await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from ds4_kvcache import browse, evict
+from ds4_kvcache import browse, evict, pins
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import Kind
@@ -147,14 +147,14 @@ def test_inner_checkpoint_costs_what_the_next_above_does_not_save(
 def test_pins_hold_until_their_time(cache: Cache, store: Store, clock: Clock) -> None:
     """A pinned prefix stays with its checkpoint while the pin holds, and not a second longer."""
     nodes = chain(store, 3, checkpoints=[3])
-    cache.pin(store, nodes[-1], "mine", 100)
+    pins.pin(cache, store, nodes[-1], "mine", 100)
     evict_bytes(cache, 10**9)
     assert nodes[-1].checkpoint is not None
     clock.now_s += 99
-    cache.end_pins()
+    pins.end_pins(cache)
     assert evict_bytes(cache, 10**9) == []
     clock.now_s += 2
-    cache.end_pins()
+    pins.end_pins(cache)
     evict_bytes(cache, 10**9)
     assert store.index.nodes == {}
 

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 from ds4_kvcache import house
+from ds4_kvcache.browse import last_s
+from ds4_kvcache.errors import RefusedError
 from ds4_kvcache.house import House
 from ds4_kvcache.identity import Identity
+from ds4_kvcache.rpc import messages
 
 from tests.unit.kvcache.small_cache import Clock, chain, open_cache, open_store
+
+DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 
 
 def test_files_with_holes_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +66,50 @@ def test_what_was_set_aside_goes_when_room_is_needed(tmp_path: Path) -> None:
     cache.make_room(store, 5_000_000)
     assert not aside.exists()
     cache.close(10)
+
+
+def test_a_clock_that_was_ahead_is_forgotten_in_a_day(tmp_path: Path) -> None:
+    """What a clock from next year dated and counted is of now once the clock is right again."""
+    clock = Clock()
+    cache = open_cache(tmp_path, clock, daily_bytes=1_000_000)
+    store, keeper = open_store(cache), House(cache)
+    old = chain(store, 2, checkpoints=[2], seed=1)
+    clock.now_s += YEAR_S
+    keeper.tick()
+    ahead = chain(store, 8, checkpoints=[8], seed=2, size=200_000)
+    store.used(old[1], 256)
+    assert store.writer.flush(10)
+    keeper.tick()
+    clock.now_s -= YEAR_S
+    keeper.tick()
+    for node in (*old, *ahead):
+        assert last_s(node) <= clock.now_s
+        assert node.checkpoint is None or node.checkpoint.created_s <= clock.now_s
+    problem = messages.stat(cache).total.problem
+    with pytest.raises(RefusedError) as refused:
+        cache.make_room(store, 300_000)
+    assert refused.value.reason == "WRITE_BUDGET_SPENT"
+    assert "clock was ahead" in refused.value.message
+    assert not problem.reason, "there is room for less"
+    clock.now_s += DAY_S
+    cache.make_room(store, 300_000)
+    assert cache.writes.ahead_bytes() == 0
+    cache.close(10)
+
+
+def test_dates_of_a_clock_that_was_ahead_are_corrected_at_start(tmp_path: Path) -> None:
+    """The same when the service was restarted between, and when there is a clock that was never
+    set nothing is believed of it."""
+    clock = Clock()
+    clock.now_s += YEAR_S
+    cache = open_cache(tmp_path, clock)
+    store = open_store(cache)
+    node = chain(store, 2, checkpoints=[2])[1]
+    store.used(node, 256)
+    cache.close(10)
+    for now_s, dated_s in ((5.0, clock.now_s), (clock.now_s - YEAR_S, clock.now_s - YEAR_S)):
+        clock.now_s = now_s
+        again = open_cache(tmp_path, clock)
+        found = open_store(again).node(node.key)
+        assert last_s(found) == found.block.created_s == dated_s
+        again.close(10)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ds4_kvcache import browse
+from ds4_kvcache import browse, pins
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.cache import Cache, Lease
 from ds4_kvcache.check import verify
@@ -139,9 +139,9 @@ class StoreMachine(RuleBasedStateMachine):
     def pin(self, key: bytes, name: str) -> None:
         if self.pins.get(name) == key:
             del self.pins[name]
-            self.cache.unpin(name)
+            pins.unpin(self.cache, name)
         elif (node := self.node(key)) is not None:
-            self.cache.pin(self.store, node, name, 0)
+            pins.pin(self.cache, self.store, node, name, 0)
             self.pins[name] = key
 
     @rule(share=st.floats(0, 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from ds4_kvcache import browse, check, codec
+from ds4_kvcache import browse, check, codec, pins
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import Changes, Kind, check_length
@@ -319,7 +319,7 @@ def test_refused_record_leaves_no_salt_behind(store: Store) -> None:
 def test_pins_go_with_their_blocks(cache: Cache, store: Store, clock: Clock) -> None:
     """A pin on a block that was found damaged is gone, also after a restart."""
     node = chain(store, 1)[0]
-    cache.pin(store, node, "mine", 0)
+    pins.pin(cache, store, node, "mine", 0)
     store.damaged(node, Kind.BLOCK, "")
     assert store.pins == {}
     put(store, block(store, None, 0))
@@ -337,7 +337,7 @@ def test_clock_may_jump(cache: Cache, store: Store, clock: Clock) -> None:
         clock.now_s += jump_s
         store.used(nodes[0], 128)
         cache.count_writes()
-        cache.end_pins()
+        pins.end_pins(cache)
         assert nodes[0].use.short_at(clock.now_s) <= 3
         victims, _, _ = browse.plan_eviction(cache, Selection(), 1)
         assert [victim.node for victim in victims if victim.kind is Kind.BLOCK] == nodes[::-1]

@@ -317,6 +317,7 @@ class StatResponse(_message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     DAILY_WRITE_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     WRITTEN_TODAY_BYTES_FIELD_NUMBER: _builtins.int
+    LOST_STORES_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """Most bytes the files may take."""
     free_floor_bytes: _builtins.int
@@ -327,6 +328,10 @@ class StatResponse(_message.Message):
     """Bytes that may be written a day; 0: no limit."""
     written_today_bytes: _builtins.int
     """Bytes written in the last 24 hours."""
+    lost_stores: _builtins.int
+    """Stores whose file was deleted, cut short or damaged while they were open, since the service
+    started.
+    """
     @_builtins.property
     def total(self) -> Global___StoreStats:
         """The sum."""
@@ -345,10 +350,11 @@ class StatResponse(_message.Message):
         disk_free_bytes: _builtins.int = ...,
         daily_write_budget_bytes: _builtins.int = ...,
         written_today_bytes: _builtins.int = ...,
+        lost_stores: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "daily_write_budget_bytes", b"daily_write_budget_bytes", "disk_free_bytes", b"disk_free_bytes", "free_floor_bytes", b"free_floor_bytes", "stores", b"stores", "total", b"total", "written_today_bytes", b"written_today_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "daily_write_budget_bytes", b"daily_write_budget_bytes", "disk_free_bytes", b"disk_free_bytes", "free_floor_bytes", b"free_floor_bytes", "lost_stores", b"lost_stores", "stores", b"stores", "total", b"total", "written_today_bytes", b"written_today_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
