@@ -51,9 +51,10 @@ def evict(
     if answer.prefixes:
         tell(prefix_table(answer.prefixes))
     verb = "would go" if dry_run else "went"
-    tell([f"{many(answer.records, 'record')} of {size(answer.bytes)} {verb}"])
+    amount = f" of {size(answer.bytes)}" if answer.records else ""
+    tell([f"{many(answer.records, 'record')}{amount} {verb}"])
     if kept := answer.protected_records:
-        say(f"{many(kept, 'more record')} stayed: pinned, in use or just stored")
+        say(f"{many(kept, 'record')} stayed: pinned, in use or just stored")
 
 
 @click.command(short_help="Protect a prefix from eviction.")
@@ -95,7 +96,12 @@ def unpin(name: str, as_json: bool) -> None:
 
 @click.command(short_help="Compare what is stored with its checksums.")
 @selection_options
-@click.option("--structure", "structure_only", is_flag=True, help="Read no records.")
+@click.option(
+    "--structure",
+    "structure_only",
+    is_flag=True,
+    help="Check parents and counters only; read no records.",
+)
 @click.option("--repair", is_flag=True, help="Delete what is bad and what hangs on it.")
 @json_option
 @home_option
