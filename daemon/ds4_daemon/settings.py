@@ -7,7 +7,7 @@ them. Read once by `main`, before anything is opened.
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ds4_runtime.settings import ProcessSettings, Source
+from ds4_runtime.settings import Bytes, ProcessSettings, Source
 from pydantic import Field
 
 
@@ -30,7 +30,7 @@ class Settings(ProcessSettings):
     rounding: bool = Field(
         True, description="round cached values to FP8 and FP4 as the official inference does"
     )
-    dequantized_budget_bytes: int = Field(
+    dequantized_budget_bytes: Bytes = Field(
         1_000_000_000, ge=0, description="bytes of weights that a CPU may hold as float32"
     )
     context_tokens: int | None = Field(
@@ -46,7 +46,7 @@ class Settings(ProcessSettings):
         True, description="restore and save prefixes through ds4-kvcache, while it runs"
     )
     # A session of 100k tokens of the full-size model takes 1.4 GB on a CPU.
-    live_sessions_bytes: int = Field(
+    live_sessions_bytes: Bytes = Field(
         2_000_000_000, ge=0, description="memory for sessions kept after their requests"
     )
     # Less than a third of a second of computing nobody notices.

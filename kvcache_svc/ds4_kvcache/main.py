@@ -8,6 +8,7 @@ flag, 78 configuration that cannot be used.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import stat
@@ -187,13 +188,26 @@ def make_folder(settings: Settings, home: Home) -> Path:
                 f"{folder.parent} is open to other users, and prompts can be read in it",
                 f"chmod 700 '{folder.parent}', or set another with --folder",
             )
+        _try_to_write(folder)
     except OSError as error:
         raise ConfigError(
             "FOLDER_NOT_USABLE",
             f"the folder {folder} cannot be used: {error.strerror} ({error.filename})",
-            "set another with --folder",
+            "make it a folder that you can write, or set another with --folder",
         ) from error
     return folder
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise OSError where nothing can be stored: it would be found by nobody but the log."""
+    probe = folder / "probe"
+    try:
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk may have room later
+            raise
+    list(folder.iterdir())
 
 
 if __name__ == "__main__":

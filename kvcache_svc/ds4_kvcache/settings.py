@@ -7,8 +7,11 @@ not set. Read once by `main`.
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ds4_runtime.settings import ProcessSettings, Source
+from ds4_runtime.settings import Bytes, ProcessSettings, Source
 from pydantic import Field
+
+# More than any disk has, and LMDB's map of a quarter more still fits 47 bits of addresses.
+_MOST_BYTES = 64_000_000_000_000
 
 
 class Settings(ProcessSettings):
@@ -21,20 +24,29 @@ class Settings(ProcessSettings):
         "Keeps what ds4-daemon computed for prompts on disk, for it to be used again.",
     )
 
-    folder: Path | None = Field(None, description="where to store; none: cache/ of the home")
+    folder: Path | None = Field(
+        None, description="where to store; none: cache/kv.noindex of the home"
+    )
     # Below some megabytes a single batch is most of the budget.
-    budget_bytes: int | None = Field(
+    budget_bytes: Bytes | None = Field(
         None,
         ge=16_000_000,
-        description="most bytes on disk; none: half of what is free, up to 64 GB",
+        le=_MOST_BYTES,
+        description="most bytes on disk, such as 20GB; none: half of what is free, up to 64 GB",
     )
-    free_floor_bytes: int | None = Field(
-        None, ge=0, description="bytes the disk must keep free; none: a tenth of it, up to 20 GB"
+    free_floor_bytes: Bytes | None = Field(
+        None,
+        ge=0,
+        le=_MOST_BYTES,
+        description="bytes the disk must keep free; none: a tenth of it, up to 20 GB",
     )
     # What prefill without a pause would write in a day on the fastest machine known; a drive of
     # 600 TB endurance takes it for 16 years.
-    daily_write_budget_bytes: int = Field(
-        100_000_000_000, ge=0, description="bytes that may be written a day; 0: no limit"
+    daily_write_budget_bytes: Bytes = Field(
+        100_000_000_000,
+        ge=0,
+        le=_MOST_BYTES,
+        description="bytes that may be written a day; 0: no limit",
     )
     # A prompt of 512 tokens is computed in one or two seconds.
     min_tokens: int = Field(512, ge=128, description="fewest tokens worth storing")

@@ -12,13 +12,15 @@ says where it came from. Read once by `main`, before anything is opened.
 import argparse
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -31,6 +33,44 @@ from ds4_runtime.address import HOME_VARIABLE, Home
 from ds4_runtime.errors import SettingError
 
 _S = TypeVar("_S", bound="ProcessSettings")
+
+_UNITS = {
+    unit: base ** (1 + power)
+    for base, end in ((1000, ""), (1024, "i"))
+    for power, letter in enumerate("kmgt")
+    for unit in (letter + end,)
+} | {"": 1}
+
+
+def parse_bytes(value: object) -> object:
+    """A number of bytes from text such as 500MB, 20GB or 16GiB; what is no text as it is.
+
+    Raises ValueError.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip().lower())
+    if match is None:
+        raise ValueError("is no size; write a number of bytes, or one such as 500MB, 20GB or 16GiB")
+    amount = float(match[1]) if "." in match[1] else int(match[1])
+    return int(amount * _UNITS[match[2]])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+# What pydantic finds, in words that fit behind a value. Others are said as pydantic says them.
+_FINDINGS = {
+    "bool_parsing": "is neither true nor false",
+    "float_parsing": "is no number",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "int_from_float": "is no whole number",
+    "int_parsing": "is no whole number",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +97,13 @@ class ProcessSettings(BaseSettings):
     )
     source: ClassVar[Source]
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("is empty; leave it out for the default")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -77,13 +124,20 @@ def load(kind: type[_S], arguments: list[str] | None = None) -> _S:
     """
     source = kind.source
     flags = vars(_parser(kind).parse_args(arguments))
+    home = flags.pop("home", None)
+    if home is not None:
+        if not home:
+            raise SettingError(
+                "BAD_SETTING", "--home is empty", "name a directory, or leave it out"
+            )
+        os.environ[HOME_VARIABLE] = home  # for `Home.find`, here and wherever else it is asked
     variables = _variables(kind)
     help_hint = f"see `{source.program} --help`"
-    if source.file.exists() and not source.file.is_file():
-        raise SettingError(
-            "CONFIG_UNREADABLE", f"{source.file} is not a file", "remove it, or make it one"
-        )
     try:
+        if source.file.exists() and not source.file.is_file():
+            raise SettingError(
+                "CONFIG_UNREADABLE", f"{source.file} is not a file", "remove it, or make it one"
+            )
         return kind(**(variables | flags))
     except ValidationError as error:
         first = error.errors()[0]
@@ -95,7 +149,7 @@ def load(kind: type[_S], arguments: list[str] | None = None) -> _S:
                 f"{help_hint} for what there is",
             ) from error
         origin = _origin(source, key, flags, variables)
-        raise SettingError("BAD_SETTING", f"{origin}: {first['msg']}", help_hint) from error
+        raise SettingError("BAD_SETTING", f"{origin}: {_finding(first)}", help_hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(
             "CONFIG_NOT_TOML", f"{source.file} is not TOML: {error}", "correct or remove the file"
@@ -135,6 +189,14 @@ def _variables(kind: type[ProcessSettings]) -> dict[str, str]:
     return found
 
 
+def _finding(error: ErrorDetails) -> str:
+    """What is wrong with a value, as a sentence."""
+    words = _FINDINGS.get(error["type"])
+    if words is None:
+        return error["msg"]
+    return f"{error['input']!r} {words.format(**error.get('ctx', {}))}"
+
+
 def _origin(
     source: Source, key: str, flags: Mapping[str, Any], variables: Mapping[str, str]
 ) -> str:
@@ -151,11 +213,16 @@ def _parser(kind: type[ProcessSettings]) -> argparse.ArgumentParser:
         prog=source.program,
         description=source.description,
         epilog=f"Each flag is also a variable ({source.prefix}LOG_LEVEL) and a key of "
-        f"{source.file_name} in the home that DS4_HOME names.",
+        f"{source.file_name} in the home.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{source.program} {version('ds4')}")
+    parser.add_argument(
+        "--home",
+        metavar="DIR",
+        help=f"sockets and files are in it; none: what {HOME_VARIABLE} says",
+    )
     for name, field in kind.model_fields.items():
         default = "" if field.default is None else f" (default {field.default})"
         text = f"{field.description}{default}"
@@ -163,7 +230,8 @@ def _parser(kind: type[ProcessSettings]) -> argparse.ArgumentParser:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         else:
             # No type here: text from any source is checked in one place, by the model.
-            parser.add_argument(_flag(name), metavar=_values(field.annotation), help=text)
+            value = "SIZE" if name.endswith("_bytes") else _values(field.annotation)
+            parser.add_argument(_flag(name), metavar=value, help=text)
     return parser
 
 

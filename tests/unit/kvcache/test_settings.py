@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from ds4_kvcache.budget import Budget
 from ds4_kvcache.settings import Settings
+from ds4_runtime.address import Home
 from ds4_runtime.errors import SettingError
 from ds4_runtime.settings import load
 
@@ -51,6 +52,53 @@ def test_wrong_values_say_where_they_came_from(home: Path, environment: pytest.M
     environment.delenv("DS4_KVCACHE_MIN_TOKENS")
     (home / "kvcache.toml").write_text("min_tokens = 1\n")
     assert "'min_tokens' in" in refused().message
+
+
+def test_sizes_have_units(home: Path, environment: pytest.MonkeyPatch) -> None:
+    """Bytes can be written as people say them, from every source, and plain numbers are exact."""
+    for text, count in (
+        ("16000001", 16_000_001),
+        ("20GB", 20_000_000_000),
+        ("512MiB", 512 << 20),
+        ("1.5 tb", 1_500_000_000_000),
+        ("16000k", 16_000_000),
+    ):
+        assert load(Settings, ["--budget-bytes", text]).budget_bytes == count
+    environment.setenv("DS4_KVCACHE_FREE_FLOOR_BYTES", "1Gi")
+    (home / "kvcache.toml").write_text("daily_write_budget_bytes = '3 GB'\nbudget_bytes = 2e7\n")
+    settings = load(Settings, [])
+    assert settings.free_floor_bytes == 1 << 30
+    assert settings.daily_write_budget_bytes == 3_000_000_000
+    assert settings.budget_bytes == 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--budget-bytes", "20XB", "'20XB' is no size; write a number of bytes, or one such as"),
+        ("--budget-bytes", "1kB", "'1kB' must be 16000000 or more"),
+        ("--budget-bytes", "1e9", "is no size"),
+        ("--budget-bytes", "100TB", "'100TB' must be 64000000000000 or less"),
+        ("--free-floor-bytes", "-1", "'-1' is no size"),
+        ("--min-tokens", "many", "'many' is no whole number"),
+        ("--log-level", "loud", "'loud' must be 'debug', 'info', 'warning' or 'error'"),
+        ("--folder", "", "is empty; leave it out for the default"),
+        ("--log-file", "", "is empty"),
+        ("--home", "", "is empty"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(flag: str, value: str, said: str) -> None:
+    """A value that cannot be used is told as a sentence about that value, with a hint."""
+    error = refused(f"{flag}={value}")
+    assert error.message.startswith(flag) and said in error.message
+    assert error.hint
+
+
+def test_home_is_a_flag_too(tmp_path: Path, environment: pytest.MonkeyPatch) -> None:
+    """--home wins over DS4_HOME, for the file of settings and for what is asked of it later."""
+    (tmp_path / "kvcache.toml").write_text("min_tokens = 200\n")
+    assert load(Settings, ["--home", str(tmp_path)]).min_tokens == 200
+    assert Home.find().path == tmp_path
 
 
 def test_unknown_names_are_refused(home: Path, environment: pytest.MonkeyPatch) -> None:
