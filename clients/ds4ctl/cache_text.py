@@ -1,6 +1,7 @@
 """How figures of the KV cache and single blocks read on a terminal. `prefix_table` has the rest."""
 
 import textwrap
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from ds4ctl.output import enum_word
@@ -42,6 +43,16 @@ def span(seconds: float) -> str:
 def many(count: int, noun: str) -> str:
     """A count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def cut(text: str, columns: int) -> str:
+    """As much of a text as fits, with a mark where there is more."""
+    taken = 0
+    for at, one in enumerate(text):
+        taken += 2 if unicodedata.east_asian_width(one) in "WF" else 1
+        if taken > columns:
+            return f"{text[: at - 1]}…"
+    return text
 
 
 def stat_lines(answer: "StatResponse") -> list[str]:
@@ -89,7 +100,7 @@ def _figures(stats: "StoreStats") -> list[str]:
         lines.append(f"  misses  {reasons}")
     lines.append(
         f"  holds   {classes or 'nothing'}"
-        + (f", compressed {raw / stored:.2f} to 1" if stored else "")
+        + (f", compressed {raw / stored:.2f}:1" if stored else "")
     )
     lines.append(
         f"  records {stats.puts:,} stored, {stats.drops:,} dropped, {stats.evictions:,} evicted, "
@@ -136,7 +147,7 @@ def block_lines(node: "BlockNode", text: str) -> list[str]:
         lines.append("  set aside: no lookup finds it")
     lines += [f"  next       {key.hex()}" for key in node.child_keys]
     if text:
-        lines.append(f"  text       {text.strip()}")
+        lines.append(f"  text       {cut(f'{text.strip()}…', 66)}")
     if node.token_ids:
         ids = " ".join(map(str, node.token_ids))
         lines += textwrap.wrap(ids, 79, initial_indent="  tokens     ", subsequent_indent=" " * 13)

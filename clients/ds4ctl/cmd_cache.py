@@ -16,8 +16,6 @@ from ds4ctl.options import home_option, json_option
 from ds4ctl.output import plain, say, tell, write_json
 from ds4ctl.prefix_table import HEAD, WIDTH, prefix_rows, tree_lines
 
-_BLOCK_TEXT = 64  # characters of a block's text, which fit a line
-
 EPILOG = (
     "KEY is as many of the first digits of a key as tell it from all others; `ls` shows sixteen. "
     "Sizes are written 500MB, 20GB or 16GiB; times 90s, 12h or 7d."
@@ -122,4 +120,4 @@ def inspect(key: str, levels: int, as_json: bool) -> None:
             write_json({"nodes": [plain(node) for node in nodes]})
             return
         for node in nodes:
-            tell(block_lines(node, texts.of(node.fingerprint, node.token_ids, _BLOCK_TEXT)))
+            tell(block_lines(node, texts.of(node.fingerprint, node.token_ids)))

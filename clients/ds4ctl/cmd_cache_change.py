@@ -42,9 +42,11 @@ def evict(
     """
     if chosen.anything and to_size is None and not everything:
         raise click.UsageError("nothing says what to evict: give a condition, --to-size or --all")
+    # The contract's 0 means "all": a target of 0 bytes is that too.
+    to_bytes = int(to_size or 0)
     with open_cache() as client:
-        # The contract's 0 means "all": a target of 0 bytes is that too.
-        answer = client.evict(chosen.selection(client), to_bytes=int(to_size or 0), dry_run=dry_run)
+        answer = client.evict(chosen.selection(client), to_bytes=to_bytes, dry_run=dry_run)
+        used = sum(one.stored_bytes for one in client.stat().total.classes)
     if as_json:
         write_json(plain(answer))
         return
@@ -55,6 +57,9 @@ def evict(
     tell([f"{many(answer.records, 'record')}{amount} {verb}"])
     if kept := answer.protected_records:
         say(f"{many(kept, 'record')} stayed: pinned, in use or just stored")
+    left = used - answer.bytes if dry_run else used
+    if to_bytes and left > to_bytes:
+        say(f"{size(left)} are used still: not selected, pinned, in use or just stored")
 
 
 @click.command(short_help="Protect a prefix from eviction.")

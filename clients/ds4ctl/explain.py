@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ds4ctl.output import harmless
+from ds4ctl.output import harmless, printable
 
 
 class ExitCode(IntEnum):
@@ -41,7 +41,10 @@ def report(error: Exception, *, as_json: bool) -> ExitCode | None:
 
     if not isinstance(error, Ds4Error):
         return None
-    explain(error.reason, error.message, error.hint, as_json=as_json)
+    message, hint = error.message, error.hint
+    if not as_json:  # what others said in them must not look like lines of ours
+        message, hint = printable(message), printable(hint)
+    explain(error.reason, message, hint, as_json=as_json)
     match error:
         case NotRunningError():
             return ExitCode.NOT_RUNNING

@@ -3,11 +3,10 @@
 A row fits 80 columns; what has no column, and the text, stand below it. Called by `ds4ctl cache`.
 """
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ds4ctl.cache_text import KEY_DIGITS, many, size, span
+from ds4ctl.cache_text import KEY_DIGITS, cut, many, size, span
 
 if TYPE_CHECKING:
     from ds4.v1.kvstore_pb2 import BlockNode, StoredPrefix
@@ -17,7 +16,7 @@ WIDTH = 80
 _INDENT = "    "
 # Every prompt begins with it, so it tells nothing.
 _BEGIN = "<｜begin▁of▁sentence｜>"
-_MOST_ENDS = 4  # of a stretch; a long prompt has dozens
+_MOST_ENDS = 2  # named of a stretch: a long prompt has dozens, and a line 80 columns
 
 
 def prefix_rows(prefix: "StoredPrefix", text: str, width: int) -> list[str]:
@@ -33,18 +32,9 @@ def prefix_rows(prefix: "StoredPrefix", text: str, width: int) -> list[str]:
     if notes:
         rows.append(f"{_INDENT}{'; '.join(notes)}")
     if text:
-        rows.append(_INDENT + _cut(text.removeprefix(_BEGIN), width - len(_INDENT) - 1))
+        # The service tells the first tokens only, so there is more of it in any case.
+        rows.append(_INDENT + cut(f"{text.removeprefix(_BEGIN)}…", width - len(_INDENT) - 1))
     return rows
-
-
-def _cut(text: str, columns: int) -> str:
-    """As much of a text as fits, with a mark where there is more."""
-    taken = 0
-    for at, one in enumerate(text):
-        taken += 2 if unicodedata.east_asian_width(one) in "WF" else 1
-        if taken > columns:
-            return f"{text[: at - 1]}…"
-    return text
 
 
 def prefix_table(prefixes: Iterable["StoredPrefix"]) -> list[str]:

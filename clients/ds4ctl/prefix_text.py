@@ -10,7 +10,7 @@ from typing import Self
 
 from ds4ctl.options import open_client
 
-MOST_CHARACTERS = 100
+_MOST_CHARACTERS = 100
 
 
 class Texts:
@@ -20,7 +20,7 @@ class Texts:
         self._client = open_client()
         self._fingerprint: bytes | None = None
 
-    def of(self, fingerprint: bytes, token_ids: Sequence[int], most: int = MOST_CHARACTERS) -> str:
+    def of(self, fingerprint: bytes, token_ids: Sequence[int]) -> str:
         """How these tokens begin, on one line; empty where nobody can tell."""
         from ds4_client import Ds4Error
 
@@ -33,8 +33,9 @@ class Texts:
         except Ds4Error:
             self._fingerprint = b""
             return ""
+        text = text.rstrip("\ufffd")  # the last token may be a part of a character
         line = "".join(one if one.isprintable() else " " for one in text)
-        return line if len(line) <= most else f"{line[:most]}…"
+        return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,9 @@
 """What `ds4ctl cache` refuses before it asks anybody, and how its figures read."""
 
+from unicodedata import east_asian_width
+
 import pytest
-from ds4ctl.cache_text import many, size, span
+from ds4ctl.cache_text import cut, many, size, span
 from ds4ctl.main import execute
 from ds4ctl.output import printable
 
@@ -71,3 +73,13 @@ def test_what_a_terminal_obeys_is_escaped() -> None:
     """Control characters, line ends and marks of direction are written as escapes, others stay."""
     assert printable("grüße 漢字 \U0001f600") == "grüße 漢字 \U0001f600"
     assert printable("a\x1b[2J\r\n\x9b\u202e\x00") == r"a\x1b[2J\r\n\x9b\u202e\x00"
+
+
+@pytest.mark.parametrize("text", ["word " * 40, "天空为什么是蓝色的" * 20, "🙂a" * 60])
+def test_a_text_fits_its_line(text: str) -> None:
+    """A text is cut to the columns that it takes, not to its characters, and says that it was."""
+    shown = cut(text, 75)
+    columns = sum(2 if east_asian_width(one) in "WF" else 1 for one in shown)
+    assert 72 <= columns <= 75
+    assert shown.endswith("…") and text.startswith(shown[:-1])
+    assert cut("short", 75) == "short"
