@@ -84,7 +84,7 @@ class Store:
         self._damages_s: list[float] = []
         self._readers = threading.Condition(lock)
         self._reading = 0
-        self.writer = Writer(disk, index, lock, self._meta, self.forget)
+        self.writer = Writer(disk, index, lock, self._meta, self._lose)
 
     @property
     def folder(self) -> Path:
@@ -297,6 +297,13 @@ class Store:
                 del self.index.roots[root.key]
                 self.writer.mark_root(root.key, None)
             return records
+
+    def _lose(self, node: Node) -> int:
+        """What could not be written is not there; its records count as dropped, not as stored."""
+        lost = self.forget(node) if node.block_frame is not None else self.drop_checkpoint(node)
+        self.counters.puts -= lost
+        self.counters.drops += lost
+        return lost
 
     def drop_checkpoint(self, node: Node) -> bool:
         with self.lock:

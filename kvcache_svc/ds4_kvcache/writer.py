@@ -42,7 +42,6 @@ class Written:
     records: int = 0
     frame_bytes: int = 0  # of records, as stored
     disk_bytes: int = 0  # of records, whole pages counted
-    lost: int = 0  # records that a full disk did not take
 
 
 @dataclass(slots=True)
@@ -68,7 +67,8 @@ class Writer:
     ) -> None:
         """`meta` gives what the table `meta` is to say; it is asked once a batch.
 
-        `lose` deletes a node that could not be written, and all below it.
+        `lose` deletes what could not be written of a node, and all that hangs on it; how many
+        records that were.
         """
         self.disk = disk
         self._index = index
@@ -316,26 +316,22 @@ class Writer:
 
         A cache may lose; it may not hold in memory what never fits. Returns the records lost.
         """
-        before = self.written.lost
+        lost = 0
         for key in changes.gone:
             if key not in self._dirty:
                 self._gone[key] = None
         for node in nodes:
             if self._index.nodes.get(node.key) is not node:
                 continue  # went with one above it
-            if node.block_frame is not None:
-                self.written.lost += self._lose_node(node)
-            elif node.checkpoint_frame is not None:
-                self._index.set_checkpoint(node, None, None)
-                self.written.lost += 1
-                self.mark(node)
+            if node.block_frame is not None or node.checkpoint_frame is not None:
+                lost += self._lose_node(node)
             else:
                 self.mark(node)
         self._pins = changes.pins | self._pins
         self._roots = changes.roots | self._roots
         self._uses |= dict.fromkeys(changes.uses)
         self._note()
-        return self.written.lost - before
+        return lost
 
     def forget(self, node: Node) -> int:
         """Take a node and all below it out of the index, for good; the records that were."""

@@ -52,7 +52,7 @@ def store_stats(cache: Cache, store: Store) -> pb.StoreStats:
             seconds_saved=counters.seconds_saved,
             puts=counters.puts,
             duplicates=counters.duplicates,
-            drops=counters.drops + writer.written.lost,
+            drops=counters.drops,
             evictions=counters.evictions,
             corruptions=counters.corruptions,
             quarantines=counters.quarantines,

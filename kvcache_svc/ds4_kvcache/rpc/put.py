@@ -5,6 +5,7 @@ of records is an error of the call.
 """
 
 import asyncio
+import contextlib
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator
@@ -129,7 +130,9 @@ class _Stream:
             self._cache.make_room(self._store, len(put.data))
             frame = frame or self._frame(put)  # evicted in between
         stored = self._store.put(put, self._salt, frame)
-        self._lease = self._cache.follow(self._lease, self._store, self._store.node(put.key))
+        with contextlib.suppress(NotFoundError):  # a full disk may have lost it already
+            node = self._store.node(put.key)
+            self._lease = self._cache.follow(self._lease, self._store, node)
         return stored
 
     def close(self) -> None:

@@ -90,6 +90,8 @@ def test_a_disk_that_fills_up_takes_nothing_until_it_has_room(
     assert told == ["batch lost", "written again"]
     (again,) = [entry for entry in logs if entry["event"] == "written again"]
     assert again["lost_records"] == 8
+    stats = messages.store_stats(cache, store)
+    assert (stats.puts, stats.drops) == (151, 8), "a record is stored or dropped, not both"
     cache.close(10)
 
 

@@ -1,7 +1,6 @@
 """The folder of the stores: made, tried and locked before anything is served."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +17,17 @@ NOBODY = 65_534
 
 
 @contextmanager
-def user_without_rights() -> Iterator[Path]:
-    """A folder of a user whom permissions bind; root is none."""
-    folder = Path(tempfile.mkdtemp(prefix="ds4-", dir="/tmp"))
+def user_without_rights(folder: Path) -> Iterator[None]:
+    """Be the owner of a folder whom permissions bind; they do not bind root."""
     root = os.geteuid() == 0
     if root:
         os.chown(folder, NOBODY, -1)
         os.seteuid(NOBODY)
     try:
-        yield folder
+        yield
     finally:
         if root:
             os.seteuid(0)
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("mode", [0o500, 0o300, 0o000])
@@ -38,16 +35,16 @@ def test_a_folder_that_cannot_be_written_is_refused(
     mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service that could store or find nothing does not start, and says what to do."""
-    with user_without_rights() as folder:
-        monkeypatch.setenv("DS4_HOME", str(folder))
+    with tempfile.TemporaryDirectory(prefix="ds4-", dir="/tmp") as name:
+        folder = Path(name)
+        monkeypatch.setenv("DS4_HOME", name)
         settings = load(Settings, ["--folder", str(folder / "store")])
-        made = make_folder(settings, Home(folder))
-        assert list(made.iterdir()) == []
-        made.chmod(mode)
-        try:
+        with user_without_rights(folder):
+            made = make_folder(settings, Home(folder))
+            assert list(made.iterdir()) == []
+            made.chmod(mode)
             with pytest.raises(ConfigError) as error:
                 make_folder(settings, Home(folder))
-        finally:
             made.chmod(0o700)
     assert error.value.reason == "FOLDER_NOT_USABLE"
     assert "Permission denied" in error.value.message and "--folder" in error.value.hint
