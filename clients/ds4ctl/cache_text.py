@@ -73,6 +73,8 @@ def stat_lines(answer: "StatResponse") -> list[str]:
         + (f" of {size(limit)}" if limit else ", without a limit")
         + f", {size(answer.total.queue_bytes)} waiting"
     )
+    if answer.lost_stores:
+        lines.append(f"  lost    {many(answer.lost_stores, 'store')}: its file went or was damaged")
     for one in answer.stores:
         name = one.model_name or "a model without a name"
         lines.append(f"  store   {one.fingerprint.hex()[:KEY_DIGITS]} {name}")

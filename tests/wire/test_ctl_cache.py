@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -321,3 +322,14 @@ def test_status_shows_the_cache(service: Service, capsys: Captured) -> None:
 def _load(peer: Peer, fingerprint: bytes) -> None:
     """Have the daemon's stand-in say that this model is loaded."""
     peer.status.model.fingerprint = fingerprint
+
+
+def test_a_store_that_went_is_told(service: Service, capsys: Captured) -> None:
+    """A store whose file was deleted under the service is counted, and the cache reads as empty."""
+    shutil.rmtree(service.stores[0])
+    with service.link() as link:  # opening it again finds out
+        assert link.lookup(PROMPTS[0]).lease == 0
+    assert "lost    1 store: " in run(capsys, "stat")
+    assert told(capsys, "stat")["lost_stores"] == 1
+    assert execute(["cache", "ls"]) == 0
+    assert capsys.readouterr().err == "the cache is empty\n"
