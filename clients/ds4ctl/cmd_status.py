@@ -87,15 +87,16 @@ def _lines(response: "StatusResponse") -> list[str]:
         lines += _kv_link(response.kv_link)
     if response.HasField("kv_cache"):
         lines += stat_lines(response.kv_cache)
-    return lines + [_request(one) for one in response.engine.requests]
+    return lines + [line for one in response.engine.requests for line in _request(one)]
 
 
 def _engine(engine: "EngineStatus") -> list[str]:
     memory, totals = engine.memory, engine.totals
+    generated = many(totals.generated_tokens, "token")
     return [
         f"          {_size(memory.weights_bytes)} weights, {_size(memory.state_bytes)} sequences",
         f"  engine  {engine.running} running, {engine.waiting} waiting",
-        f"          {totals.requests:,} requests, {totals.generated_tokens:,} tokens generated",
+        f"          {many(totals.requests, 'request')}, {generated} generated",
         *_prompts(totals),
         f"  speed   {engine.prefill_tok_s:,.0f} tok/s prefill, {engine.decode_tok_s:,.1f} decode",
     ]
@@ -130,12 +131,13 @@ def _kv_link(link: "KvLinkStatus") -> list[str]:
     return lines
 
 
-def _request(one: "RequestStatus") -> str:
-    return (
-        f"  request {one.request_id} of {one.client.name or 'unknown'}: {_word(one, 'phase')}, "
-        f"{one.prefilled_tokens:,} of {one.prompt_tokens:,} prompt tokens, "
-        f"{one.generated_tokens:,} of {one.max_tokens:,} generated, {_duration(one.age_s)} old"
-    )
+def _request(one: "RequestStatus") -> list[str]:
+    prompt = f"{one.prefilled_tokens:,} of {many(one.prompt_tokens, 'prompt token')}"
+    generated = f"{one.generated_tokens:,} of {one.max_tokens:,} generated"
+    return [
+        f"  request {one.request_id} of {one.client.name or 'unknown'}",
+        f"          {_word(one, 'phase')}, {prompt}, {generated}, {_duration(one.age_s)} old",
+    ]
 
 
 def _word(message: Any, field: str) -> str:
