@@ -45,8 +45,9 @@ def many(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def cut(text: str, columns: int) -> str:
-    """As much of a text as fits, with a mark where there is more."""
+def cut_text(text: str, columns: int) -> str:
+    """As much of a text as fits, with a mark: the first tokens of a prefix are never all of it."""
+    text = f"{text.removesuffix('…').strip()}…"
     taken = 0
     for at, one in enumerate(text):
         taken += 2 if unicodedata.east_asian_width(one) in "WF" else 1
@@ -149,7 +150,7 @@ def block_lines(node: "BlockNode", text: str) -> list[str]:
         lines.append("  set aside: no lookup finds it")
     lines += [f"  next       {key.hex()}" for key in node.child_keys]
     if text:
-        lines.append(f"  text       {cut(f'{text.strip()}…', 66)}")
+        lines.append(f"  text       {cut_text(text, 66)}")
     if node.token_ids:
         ids = " ".join(map(str, node.token_ids))
         lines += textwrap.wrap(ids, 79, initial_indent="  tokens     ", subsequent_indent=" " * 13)

@@ -6,7 +6,7 @@ A row fits 80 columns; what has no column, and the text, stand below it. Called 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from ds4ctl.cache_text import KEY_DIGITS, cut, many, size, span
+from ds4ctl.cache_text import KEY_DIGITS, cut_text, many, size, span
 
 if TYPE_CHECKING:
     from ds4.v1.kvstore_pb2 import BlockNode, StoredPrefix
@@ -32,8 +32,7 @@ def prefix_rows(prefix: "StoredPrefix", text: str, width: int) -> list[str]:
     if notes:
         rows.append(f"{_INDENT}{'; '.join(notes)}")
     if text:
-        # The service tells the first tokens only, so there is more of it in any case.
-        rows.append(_INDENT + cut(f"{text.removeprefix(_BEGIN)}…", width - len(_INDENT) - 1))
+        rows.append(_INDENT + cut_text(text.removeprefix(_BEGIN), width - len(_INDENT) - 1))
     return rows
 
 

@@ -3,7 +3,7 @@
 from unicodedata import east_asian_width
 
 import pytest
-from ds4ctl.cache_text import cut, many, size, span
+from ds4ctl.cache_text import cut_text, many, size, span
 from ds4ctl.main import execute
 from ds4ctl.output import printable
 
@@ -78,8 +78,8 @@ def test_what_a_terminal_obeys_is_escaped() -> None:
 @pytest.mark.parametrize("text", ["word " * 40, "天空为什么是蓝色的" * 20, "🙂a" * 60])
 def test_a_text_fits_its_line(text: str) -> None:
     """A text is cut to the columns that it takes, not to its characters, and says that it was."""
-    shown = cut(text, 75)
+    shown = cut_text(text, 75)
     columns = sum(2 if east_asian_width(one) in "WF" else 1 for one in shown)
     assert 72 <= columns <= 75
     assert shown.endswith("…") and text.startswith(shown[:-1])
-    assert cut("short", 75) == "short"
+    assert cut_text("short", 75) == cut_text(" short…", 75) == "short…"
