@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ds4.v1 import admin_pb2, admin_pb2_grpc, types_pb2
+from ds4.v1 import admin_pb2, admin_pb2_grpc, kvcache_pb2_grpc, kvstore_pb2, types_pb2
 from ds4.v1 import inference_pb2 as pb
 from ds4_daemon import standin
 
@@ -280,3 +280,34 @@ def test_explain_without_a_service(linked: Daemon, service: Service) -> None:
     answer = explain(linked, prompt(14, 700))
     assert answer.reason == types_pb2.MISS_REASON_UNAVAILABLE
     assert explain(linked, prompt(14, 50)).reason == types_pb2.MISS_REASON_TOO_SHORT
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["store", "salt"])
+def test_what_was_purged_is_stored_again_while_its_session_lives(
+    home: Path, models: standin.StandIn, service: Service, whole: bool
+) -> None:
+    """A prompt that is used from memory after the cache was emptied comes into the cache again."""
+    daemon = Daemon(home, models.gguf, *DAEMON, "--live-sessions-bytes", "100000000").start()
+    try:
+        ids = prompt(12, 700)
+        generate(daemon, ids)
+        assert wait_for_saves(daemon).saved_records > 5
+        with service.channel() as channel:
+            cache = kvcache_pb2_grpc.KvCacheStub(channel)
+            (store,) = cache.Stat(kvstore_pb2.StatRequest(), timeout=10).stores
+            request = kvstore_pb2.PurgeRequest(salt="")
+            if whole:
+                request = kvstore_pb2.PurgeRequest(fingerprint=store.fingerprint)
+            assert cache.Purge(request, timeout=10).records > 5
+            for ends in (1, 2, 3):  # the service is asked beside the request, so it may be late
+                _, usage = generate(daemon, [*ids, *prompt(12, ends)])
+                assert usage.cached_live_tokens >= 640
+                wait_for_saves(daemon)
+            stats = cache.Stat(kvstore_pb2.StatRequest(), timeout=10).total
+        assert {one.name: one.records for one in stats.classes}["block"] >= 5
+        assert daemon.stop() == 0
+        daemon.start()
+        _, usage = generate(daemon, ids)
+        assert usage.cached_restored_tokens == 640
+    finally:
+        daemon.kill()

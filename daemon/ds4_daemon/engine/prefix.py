@@ -82,6 +82,8 @@ class Prefixes:
             return
         session = self._live(sequence) or self._new(sequence)
         sequence.cached_live_tokens = session.length
+        if self._saver is not None:
+            self._saver.confirm(session)
         if not self._restore(sequence, session):
             self._begin(sequence, session)
 

@@ -184,11 +184,27 @@ class Saver:
             if not link.save(one):
                 return
             session.saved_blocks = block + 1
-        size = layout.packed_bytes(layout.checkpoint(taken.tokens))
+        self._save_checkpoint(session, taken, kind)
+
+    def _save_checkpoint(self, session: Session, taken: Bounded, kind: CheckpointKind) -> None:
+        link, blocks = self._link, taken.tokens // BLOCK_TOKENS
+        session.extend_keys(link.digest, taken.tokens)
+        size = link.layout.packed_bytes(link.layout.checkpoint(taken.tokens))
         last = session.keys[blocks - 1]
         parent = session.keys[blocks - 2] if blocks > 1 else root_key(link.digest, session.salt)
-        if link.save(Save(chain, last, parent, blocks, checkpoint_pieces(taken), size, kind=kind)):
+        pieces = checkpoint_pieces(taken)
+        if link.save(Save(session.chain, last, parent, blocks, pieces, size, kind=kind)):
             session.saved_checkpoints.add(taken.tokens)
+
+    def confirm(self, session: Session) -> None:
+        """Hand over once more the last checkpoint that was saved of a session that is used again.
+
+        Mostly the service still has it, and nothing is sent. Where it was purged or evicted with
+        its blocks it is refused: that breaks the chain, and all of it is saved with what comes.
+        """
+        kept = [at for at in session.saved_checkpoints if at in session.snapshots]
+        if kept and self._link.store.connected and not (session.no_save or session.chain.broken):
+            self._save_checkpoint(session, session.snapshots[max(kept)], CheckpointKind.PROMPT_END)
 
     def save_end(self, session: Session) -> None:
         """The end of what was generated, and what a full queue kept from being saved before."""
