@@ -175,7 +175,10 @@ class Cache:
                 folder = self._close(number).folder
                 self.lost_stores += 1
                 if gone:
-                    _log.error("store lost: its file was deleted or replaced", folder=str(folder))
+                    _log.error(
+                        "store lost: its file was deleted, replaced or cut short",
+                        folder=str(folder),
+                    )
                 else:
                     set_aside(folder, DamagedError(BROKEN, "its pages are damaged"))
                 self._weigh_aside()
@@ -289,7 +292,6 @@ class Cache:
                 "the store only serves what it has: several records were damaged within an hour",
                 "check the disk, then `ds4ctl cache verify --repair`, and restart ds4-kvcache",
             )
-        store.check_open()
         problem = store.writer.problem
         if problem is not None:
             raise RefusedError(problem.reason, problem.message, problem.hint)
@@ -297,6 +299,7 @@ class Cache:
             raise RefusedError("DISK_TOO_SLOW", "the disk does not keep up with what comes", "")
         self.count_writes()
         with self.lock:
+            store.check_open()
             if (refusal := self.refusal(raw_bytes)) is not None:
                 raise refusal
             room = self.budget.room_bytes(self.file_bytes())

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import lmdb
 
 from ds4_kvcache.errors import DamagedError, KvError
+from ds4_kvcache.meta_page import PAGE_HEADER_BYTES, check_length
 
 # The reason of damage to LMDB's own pages: nothing of the file can be trusted then.
 BROKEN = "STORE_DAMAGED"
@@ -29,7 +30,6 @@ SCHEMA = 1
 # 16 KiB, and all runs of free pages have one length. With values of any length the file grew to
 # 1.15 times what it held and allocation slowed down as it aged; with parts to 1.02.
 PART_BYTES = 65_520
-_PAGE_HEADER_BYTES = 16
 # A value past this goes to pages of its own; LMDB wants two keys on a page.
 _LEAF_OVERHEAD_BYTES = 8 + 35
 _READERS = 64  # one a worker of the pool and some for `ds4ctl cache verify`
@@ -157,7 +157,7 @@ class Disk:
         return pages * self.page_bytes + rest + _LEAF_OVERHEAD_BYTES
 
     def _pages(self, value_bytes: int) -> int:
-        return -(-(value_bytes + _PAGE_HEADER_BYTES) // self.page_bytes)
+        return -(-(value_bytes + PAGE_HEADER_BYTES) // self.page_bytes)
 
     def nodes(self) -> Iterator[tuple[bytes, bytes]]:
         return self._all(self._node)
@@ -216,6 +216,8 @@ class Disk:
 
     def write(self, changes: Changes) -> None:
         """One durable transaction. Raises FullError or DamagedError; then nothing was written."""
+        if not self.is_there():
+            raise FullError("STORE_GONE", "the file of the store was deleted or cut short", "")
         try:
             with _damage("written"), self._env.begin(write=True) as txn:
                 for key in changes.gone:
@@ -343,53 +345,3 @@ def _damage(verb: str) -> Iterator[None]:
         raise DamagedError(BROKEN, f"the store cannot be {verb}: {error}") from error
     except SystemError as error:  # py-lmdb's cursor.delete, when the next key cannot be read
         raise DamagedError(BROKEN, f"the store cannot be {verb}: {error.__cause__}") from error
-
-
-# The head of a meta page of LMDB 0.9 after the page header: magic, version, address, size of the
-# map, then two tables of 48 bytes (the first one's first u32 is the page size), last page, number
-# of the transaction.
-_META = struct.Struct("<IIQQ" + "I44x" + "48x" + "QQ")
-_MAGIC = 0xBEEFC0DE
-
-
-def check_length(file: Path) -> None:
-    """Raise DamagedError when an environment's file ends before the pages that it counts.
-
-    To be called before the file is mapped: reading a page that is not there is SIGBUS, which ends
-    the process. A file that does not exist or is empty is a new one.
-    """
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(64 * 1024)
-            length = os.fstat(opened.fileno()).st_size
-    except FileNotFoundError:
-        return
-    if not length:
-        return
-    metas = [meta for meta in _metas(head) if meta is not None]
-    if not metas:
-        raise DamagedError("STORE_DAMAGED", "the file of the store has no valid meta page")
-    last_page, page_bytes, _ = max(metas, key=lambda meta: meta[2])
-    if (last_page + 1) * page_bytes > length:
-        raise DamagedError(
-            "STORE_CUT_SHORT",
-            f"the file of the store has {length} bytes, not {(last_page + 1) * page_bytes}",
-        )
-
-
-def _metas(head: bytes) -> Iterable[tuple[int, int, int] | None]:
-    """Last page, page size and transaction of the two meta pages, None for one that is none."""
-    first = _meta(head, 0)
-    sizes = [first[1]] if first else [4096, 16_384, 32_768]
-    return [first, *(_meta(head, size) for size in sizes)]
-
-
-def _meta(head: bytes, offset: int) -> tuple[int, int, int] | None:
-    start = offset + _PAGE_HEADER_BYTES
-    if len(head) < start + _META.size:
-        return None
-    magic, version, _, _, page_bytes, last_page, transaction = _META.unpack_from(head, start)
-    sane = page_bytes in (1 << power for power in range(9, 17))
-    return (
-        (last_page, page_bytes, transaction) if magic == _MAGIC and version == 1 and sane else None
-    )

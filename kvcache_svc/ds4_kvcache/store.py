@@ -174,13 +174,13 @@ class Store:
         return record, codec.decompress(frame, record.raw_bytes)
 
     def check_open(self) -> None:
-        """Raise NotFoundError once it is closed."""
-        if self.closed:
-            raise NotFoundError("NO_SUCH_STORE", "the store was closed", "open it again")
+        """Raise NotFoundError once it is closed, or its file went: to read on could be SIGBUS."""
+        if self.closed or not self.disk.is_there():
+            raise NotFoundError("NO_SUCH_STORE", "the store was closed, or went", "open it again")
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Keep the environment open inside the block. Raises NotFoundError once it is closed."""
+        """Keep the environment open inside the block. Raises NotFoundError where it is no more."""
         with self._readers:
             self.check_open()
             self._reading += 1

@@ -192,7 +192,7 @@ class Writer:
 
         A transaction that is under way is waited for: the file must not be closed under it.
         """
-        done = self.flush(limit_s)
+        done = self.flush(limit_s) if limit_s else False  # nothing is begun without time for it
         with self._wake:
             self._closing = True
             self._wake.notify_all()

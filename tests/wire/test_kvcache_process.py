@@ -1,5 +1,6 @@
 """The process ds4-kvcache and what its socket gets: starts, ends, and messages no daemon sends."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -357,15 +358,21 @@ def test_a_log_of_writes_that_means_nothing_is_ignored(service: Service) -> None
         assert service.stop() == 0
 
 
-def test_a_folder_that_is_deleted_heals(home: Path) -> None:
-    """With its folder deleted under it, a service goes on: a miss, and all is taken anew."""
+@pytest.mark.parametrize("how", ["deleted", "cut"])
+def test_a_file_that_goes_under_a_running_service_heals(home: Path, how: str) -> None:
+    """Deleted or cut short under a running service, what was stored is a miss and taken anew."""
     service = Service(home, *FLAGS).start()
     try:
         tokens = prompt(72, 600)
         with service.link() as link:
             link.put(tokens, checkpoints=[512])
             admin_pb2_grpc.AdminStub(link.channel).Drain(admin_pb2.DrainRequest(), timeout=10)
-            shutil.rmtree(service.home.cache_dir)
+            (folder,) = service.stores
+            link.put(prompt(73, 600))  # waits to be written
+            if how == "deleted":
+                shutil.rmtree(service.home.cache_dir)
+            else:
+                os.truncate(folder / "data.mdb", 20_000)
             with pytest.raises(grpc.RpcError) as error:
                 link.lookup(tokens)
             assert refusal(error.value) == (StatusCode.NOT_FOUND, "NO_SUCH_STORE")
@@ -375,7 +382,7 @@ def test_a_folder_that_is_deleted_heals(home: Path) -> None:
             assert link.restore(tokens) == 0
             assert link.put(tokens, checkpoints=[512]).stored == 5
             admin_pb2_grpc.AdminStub(link.channel).Drain(admin_pb2.DrainRequest(), timeout=10)
-        assert "its file was deleted" in service.log.read_text()
+        assert "its file was" in service.log.read_text()
         assert service.home.cache_dir.stat().st_mode & 0o077 == 0
         assert service.stop() == 0
         service.start()

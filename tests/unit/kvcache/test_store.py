@@ -9,10 +9,11 @@ import pytest
 from ds4_kvcache import browse, check, codec, pins
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.cache import Cache
-from ds4_kvcache.disk import Changes, Kind, check_length
+from ds4_kvcache.disk import Changes, Kind
 from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError, RequestError
 from ds4_kvcache.identity import Identity
 from ds4_kvcache.lookup import Miss, find
+from ds4_kvcache.meta_page import check_length
 from ds4_kvcache.store import Store
 
 from tests.unit.kvcache.small_cache import (
