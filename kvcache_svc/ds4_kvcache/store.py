@@ -161,17 +161,22 @@ class Store:
 
     def read(self, node: Node, kind: Kind) -> tuple[Record, bytes]:
         """A record and its raw bytes. Raises DamagedError, NotFoundError where it is no more."""
+        record, frame = self.frame(node, kind)
+        return record, codec.decompress(frame, record.raw_bytes)
+
+    def frame(self, node: Node, kind: Kind) -> tuple[Record, bytes]:
+        """The same as it is stored."""
         with self.lock:
-            if kind is Kind.BLOCK:
-                record, frame = node.block, node.block_frame
-            elif node.checkpoint is not None:
-                record, frame = node.checkpoint, node.checkpoint_frame
-            else:
-                raise NotFoundError("NO_SUCH_CHECKPOINT", "the checkpoint was evicted")
+            checkpoint = node.checkpoint, node.checkpoint_frame
+            record, frame = (
+                checkpoint if kind is Kind.CHECKPOINT else (node.block, node.block_frame)
+            )
+        if record is None:
+            raise NotFoundError("NO_SUCH_CHECKPOINT", "the checkpoint was evicted")
         if frame is None:
             with self.reading():
                 frame = self.disk.frame(node.key, kind, record.stored_bytes)
-        return record, codec.decompress(frame, record.raw_bytes)
+        return record, frame
 
     def check_open(self) -> None:
         """Raise NotFoundError once it is closed, or its file went: to read on could be SIGBUS."""

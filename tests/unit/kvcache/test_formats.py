@@ -1,7 +1,9 @@
 """What is written to disk, byte by byte, against vectors that were written by hand."""
 
+import random
 import struct
 import zlib
+from collections.abc import Callable
 
 import pytest
 from ds4_kvcache import codec
@@ -18,6 +20,7 @@ from ds4_kvcache.record import (
     unpack_use,
 )
 
+NOISE = random.Random(1).randbytes(5000)
 KEY, PARENT = bytes(range(32)), bytes(range(100, 132))
 BLOCK = Record(3, 0, 449_132, 374_000, 0xDEADBEEF, 1_800_000_000.5)
 CHECKPOINT = Record(3, 2, 3_640_000, 3_000_000, 0x01020304, 1_800_000_001.0)
@@ -86,23 +89,33 @@ def test_frames_restore_the_very_bytes() -> None:
     for data in (b"x", bytes(100_000), bytes(range(256)) * 1000):
         frame = codec.compress(data)
         assert codec.decompress(frame, len(data)) == data
+        assert laid(frame, len(data)) == data
         assert frame[:4] == bytes.fromhex("28b52ffd")  # zstd's magic number, RFC 8878
         assert frame[4] & 0b100, "the frame has a checksum of its content"
 
 
-def test_damaged_frames_are_errors() -> None:
+def laid(frame: bytes, raw_bytes: int) -> bytes:
+    """What is laid into a place of so many bytes."""
+    place = bytearray(raw_bytes)
+    codec.decompress_into(frame, memoryview(place))
+    return bytes(place)
+
+
+@pytest.mark.parametrize("decompress", [codec.decompress, laid])
+@pytest.mark.parametrize("data", [bytes(range(256)) * 20, bytes(5000), NOISE])
+def test_damaged_frames_are_errors(data: bytes, decompress: Callable[[bytes, int], bytes]) -> None:
     """A frame with any byte changed, cut short, or of another length is an error, never data."""
-    data = bytes(range(256)) * 20
     frame = codec.compress(data)
     for place in range(len(frame)):
         broken = bytearray(frame)
         broken[place] ^= 0x55
         try:
-            assert codec.decompress(bytes(broken), len(data)) == data  # a bit that means nothing
+            assert decompress(bytes(broken), len(data)) == data  # a bit that means nothing
         except DamagedError:
             continue
-    for wrong in (frame[:-1], frame + b"\0", b"", frame[4:]):
+    for wrong in (*(frame[:-n] for n in range(1, 9)), frame + b"\0", frame + frame, b"", frame[4:]):
         with pytest.raises(DamagedError):
-            codec.decompress(wrong, len(data))
-    with pytest.raises(DamagedError):
-        codec.decompress(frame, len(data) + 1)
+            decompress(wrong, len(data))
+    for other in (1, -1):
+        with pytest.raises(DamagedError):
+            decompress(frame, len(data) + other)
