@@ -15,7 +15,8 @@ from ds4_daemon.engine.prefix_state import (
     layout_of,
 )
 from ds4_daemon.kvlink.layout import Layout
-from ds4_daemon.kvlink.pack import empty, pack, unpack
+from ds4_daemon.kvlink.memory import Memory
+from ds4_daemon.kvlink.pack import pack, unpack
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
 from ds4_daemon.model.state import SessionState
@@ -52,16 +53,14 @@ def through_bytes(
     network: Network, state: SessionState, taken: Bounded, layout: Layout
 ) -> SessionState:
     """What a session was at `taken`, packed, unpacked and put into a new state."""
-    restoring = Restoring(layout, taken.tokens, taken.tokens + 300)
-    scratch = empty(layout.block, layout)
+    restoring = Restoring(layout, taken.tokens, taken.tokens + 300, Memory())
     for block in range(taken.tokens // 128):
         codec, data = pack(block_pieces(state, layout, block).joined(layout), layout)
-        unpack(codec, np.frombuffer(data, np.uint8), scratch, layout)
-        restoring.put_block(block, scratch)
+        place = restoring.block_places(block, 1)
+        unpack(codec, np.frombuffer(data, np.uint8)[None], place, layout)
     codec, data = pack(checkpoint_pieces(taken).joined(layout), layout)
-    record = empty(layout.checkpoint(taken.tokens), layout)
-    unpack(codec, np.frombuffer(data, np.uint8), record, layout)
-    restoring.put_checkpoint(record)
+    place = restoring.checkpoint_places()
+    unpack(codec, np.frombuffer(data, np.uint8)[None], place, layout)
     new = network.new_state()
     again = restoring.into(new)
     assert again.tokens == taken.tokens

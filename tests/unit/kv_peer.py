@@ -13,9 +13,9 @@ import numpy as np
 from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvcache_pb2_grpc, types_pb2
 from ds4_daemon.kernels.numpy_ops import NumpyOps
-from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.layout import Layout, Shape
 from ds4_daemon.kvlink.link import Link, Pending
-from ds4_daemon.kvlink.pack import Pieces, Record
+from ds4_daemon.kvlink.pack import Codec, Pieces, Record, places, unpack
 from ds4_daemon.kvlink.records import Chain, CheckpointKind, Save, Target, Wanted
 from ds4_daemon.kvlink.restore import Terms
 from ds4_daemon.kvlink.store import Identity
@@ -143,15 +143,34 @@ class Collected:
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
-        self.blocks: dict[int, Record] = {}
-        self.checkpoint: Record | None = None
+        self._blocks: dict[int, Pieces] = {}
+        self._checkpoint = places(LAYOUT.checkpoint(tokens), LAYOUT)
 
-    def put_block(self, block: int, record: Record) -> None:
-        assert block not in self.blocks
-        self.blocks[block] = Record(*(part.copy() for part in record))
+    def block_places(self, block: int, count: int) -> Pieces:
+        made = places(LAYOUT.block, LAYOUT, count)
+        for i in range(count):
+            assert block + i not in self._blocks
+            self._blocks[block + i] = Pieces(*(tuple(a[i] for a in part) for part in made))
+        return made
 
-    def put_checkpoint(self, record: Record) -> None:
-        self.checkpoint = Record(*(part.copy() for part in record))
+    def checkpoint_places(self) -> Pieces:
+        return self._checkpoint
+
+    @property
+    def blocks(self) -> dict[int, Record]:
+        return {block: pieces.joined(LAYOUT) for block, pieces in self._blocks.items()}
+
+    @property
+    def checkpoint(self) -> Record:
+        found = Pieces(*(tuple(a[0] for a in part) for part in self._checkpoint))
+        return found.joined(LAYOUT)
+
+
+def unpacked(codec: int, data: bytes, shape: Shape, layout: Layout) -> Record:
+    """The values of one record."""
+    out = places(shape, layout)
+    unpack(Codec(codec), np.frombuffer(data, np.uint8)[None], out, layout)
+    return Pieces(*(tuple(a[0] for a in part) for part in out)).joined(layout)
 
 
 def identity() -> Identity:

@@ -15,7 +15,7 @@ from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.prefix_state import layout_of
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.link import Link
-from ds4_daemon.kvlink.pack import Codec, Record, empty, pack, unpack
+from ds4_daemon.kvlink.pack import Record, pack
 from ds4_daemon.kvlink.restore import Terms
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
@@ -24,7 +24,7 @@ from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Sequence
 
 from tests.model.random_models import CONFIGS, random_ids, random_tensors, write_release
-from tests.unit.kv_peer import Peer, identity
+from tests.unit.kv_peer import Peer, identity, unpacked
 
 CONFIG = CONFIGS["true-heads"]
 LAYOUT = layout_of(CONFIG)
@@ -48,8 +48,7 @@ def damage(peer: Peer, layout: Layout, block: int) -> bytes:
     """Change a row of a stored block and all its checksums, as wrong code would; its key."""
     keys = [key for key, kind in peer.records if kind == 1]
     header, data = peer.records[keys[block], 1]
-    record = empty(layout.block, layout)
-    unpack(Codec(header.codec), np.frombuffer(data, np.uint8), record, layout)
+    record = unpacked(header.codec, data, layout.block, layout)
     rows = record.rows.copy()
     rows[3] = np.roll(rows[3], 64)
     codec, data = pack(Record(rows, record.keys, record.rest), layout)
@@ -130,8 +129,7 @@ def test_a_restore_that_fails_is_invalidated_and_computed(network: Network, peer
         assert prefixes.link.sender.flush(20)
         (key,) = [key for key, kind in peer.records if kind == 2]
         header, data = peer.records[key, 2]
-        record = empty(LAYOUT.checkpoint(256), LAYOUT)
-        unpack(Codec(header.codec), np.frombuffer(data, np.uint8), record, LAYOUT)
+        record = unpacked(header.codec, data, LAYOUT.checkpoint(256), LAYOUT)
         record.rest[:] = np.nan
         data = pack(record, LAYOUT)[1]
         header.data_bytes, header.crc32 = len(data), zlib.crc32(data)

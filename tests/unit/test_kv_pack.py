@@ -7,7 +7,7 @@ import pytest
 from ds4_daemon.kernels.numpy_ops import NumpyOps
 from ds4_daemon.kvlink import grid
 from ds4_daemon.kvlink.layout import Layout
-from ds4_daemon.kvlink.pack import Codec, Pieces, Record, RecordError, empty, pack, unpack
+from ds4_daemon.kvlink.pack import Codec, Pieces, Record, RecordError, pack, places, unpack
 
 # The rows of V4 Flash in fewer layers: sliding window only, CSA, HCA.
 LAYOUT = Layout(ratios=(0, 4, 128), head_dim=512, rotated=64, index_dim=128, window=127)
@@ -18,6 +18,9 @@ E4M3 = [
     if (e, m) != (15, 7)
 ]
 E2M1 = [s * v for s in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
+
+
+NOTHING = np.empty(0, np.float32)
 
 
 def rounded(seed: int, tokens: int = 128) -> tuple[Record, Record]:
@@ -41,8 +44,13 @@ def rounded(seed: int, tokens: int = 128) -> tuple[Record, Record]:
 
 def back(codec: Codec, data: bytes, like: Record) -> Record:
     out = Record(*(np.full_like(part, np.nan) for part in like))
-    unpack(codec, np.frombuffer(data, np.uint8), out, LAYOUT)
+    unpack(codec, np.frombuffer(data, np.uint8)[None], one(out), LAYOUT)
     return out
+
+
+def one(record: Record) -> Pieces:
+    """A record as the place of one, of a single layer."""
+    return Pieces(*((part[None],) for part in record))
 
 
 def equal(a: Record, b: Record) -> bool:
@@ -68,9 +76,7 @@ def test_rounded_rows_are_packed_and_come_back(seed: int) -> None:
 def test_a_packed_block_has_the_documented_size() -> None:
     """583 bytes a row and 68 a key with bf16 rotations, 711 a row with float32 ones."""
     v4 = Layout((0, 0, *(4, 128) * 20, 4), 512, 64, 128, 127)
-    record = empty(v4.block, v4)
-    for part in record:
-        part.fill(0)
+    record = Record(np.zeros((692, 512), np.float32), np.zeros((672, 128), np.float32), NOTHING)
     codec, data = pack(record, v4)
     assert (codec, len(data)) == (Codec.PACKED, 692 * 583 + 672 * 68)
     assert len(data) == 449_132
@@ -148,11 +154,50 @@ def test_random_bits_survive() -> None:
 @pytest.mark.parametrize("codec", Codec)
 def test_another_size_is_refused(codec: Codec) -> None:
     """Bytes that are too few or too many for their shape fill nothing."""
-    record = empty(LAYOUT.block, LAYOUT)
+    out = places(LAYOUT.block, LAYOUT)
     for size in (0, 1, 10_000_000):
         with pytest.raises(RecordError) as caught:
-            unpack(codec, np.zeros(size, np.uint8), record, LAYOUT)
+            unpack(codec, np.zeros((1, size), np.uint8), out, LAYOUT)
         assert caught.value.reason == "RECORD_SIZE"
+
+
+@pytest.mark.parametrize("bits", [32, 24, 16])
+def test_many_records_unpack_into_the_layers_of_a_session(bits: int) -> None:
+    """Blocks side by side, at any distance, come to their places in every layer, in every codec."""
+    mask = np.uint32(2**32 - 2 ** (32 - bits))
+    for rounds in (True, False):
+        records = []
+        for seed in range(3):
+            rows, keys, rest = rounded(seed)[0]
+            if not rounds:
+                rows, keys = rows * np.float32(1.7), keys * np.float32(1.3)
+            cut = (rows.view(np.uint32) & mask).view(np.float32)
+            rows = np.concatenate([rows[:, :448] if rounds else cut[:, :448], cut[:, 448:]], 1)
+            keys = keys if rounds else (keys.view(np.uint32) & mask).view(np.float32)
+            records.append(Record(rows, keys, rest))
+        packed = [pack(record, LAYOUT) for record in records]
+        codecs = {codec for codec, _ in packed}
+        assert len(codecs) == 1
+        size = len(packed[0][1])
+        lain = np.zeros((3, size + 13), np.uint8)
+        for place, (_, data) in zip(lain, packed, strict=True):
+            place[:size] = np.frombuffer(data, np.uint8)
+        # Layers of a session, whose blocks follow one another; the first and last are not ours.
+        csa, hca = (np.full((5 * n, 512), np.nan, np.float32) for n in (32, 1))
+        keys = np.full((5 * 32, 128), np.nan, np.float32)
+        out = Pieces(
+            (csa[32:-32].reshape(3, 32, 512), hca[1:-1].reshape(3, 1, 512)),
+            (keys[32:-32].reshape(3, 32, 128),),
+            (),
+        )
+        unpack(codecs.pop(), lain[:, :size], out, LAYOUT)
+        for i, record in enumerate(records, 1):
+            assert grid.same(csa[32 * i : 32 * i + 32], record.rows[:32])
+            assert grid.same(hca[i : i + 1], record.rows[32:])
+            assert grid.same(keys[32 * i : 32 * i + 32], record.keys)
+        for array in (csa, hca, keys):
+            n = len(array) // 5
+            assert np.isnan(array[:n]).all() and np.isnan(array[-n:]).all()
 
 
 def test_pieces_join_in_their_order() -> None:

@@ -10,19 +10,20 @@ exactly where it would have come from those rows. Its requests must not save.
 import sys
 
 from ds4_daemon import main
-from ds4_daemon.engine.prefix_state import Restoring
-from ds4_daemon.kvlink.pack import Record
+from ds4_daemon.engine.prefix_state import Bounded, Restoring
+from ds4_daemon.model.state import SessionState
 
 
-def put_zeros(self: Restoring, block: int, record: Record) -> None:
-    """In place of `Restoring.put_block`."""
-    record.rows[:] = 0
-    record.keys[:] = 0
-    _put_block(self, block, record)
+def into_zeroed(self: Restoring, state: SessionState) -> Bounded:
+    """In place of `Restoring.into`."""
+    entries = self.block_places(0, self.tokens // 128)
+    for part in (*entries.rows, *entries.keys):
+        part[:] = 0
+    return _into(self, state)
 
 
-_put_block = Restoring.put_block
+_into = Restoring.into
 
 if __name__ == "__main__":
-    Restoring.put_block = put_zeros  # type: ignore[method-assign]
+    Restoring.into = into_zeroed  # type: ignore[method-assign]
     sys.exit(main.main())

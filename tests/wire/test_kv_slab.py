@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ds4.v1 import kvcache_pb2 as pb
 from ds4_daemon.kvlink import slab
-from ds4_daemon.kvlink.slab import Data
+from ds4_daemon.kvlink.slab import Data, Run
 from ds4_daemon.kvlink.store import Identity, LinkError, Store
 from ds4_runtime import shared_memory
 
@@ -59,11 +59,15 @@ def restore(service: Service, in_use: int) -> list[int]:
         headers: list[pb.RecordHeader] = []
         waiting: list[tuple[pb.RecordHeader, memoryview]] = []
         for message in store.fetch(found.lease, RESUME, found.fetch_bytes, 20.0, in_use):
-            if isinstance(message, Data):
+            if isinstance(message, Run):
+                headers += message.headers
+                views = [record.data for record in message.data]
+                waiting += zip(message.headers, views, strict=True)
+            elif isinstance(message, Data):
                 waiting.append((headers[-1], message.view))
             else:
                 headers.append(message.header)
-            if len(waiting) > in_use:
+            while len(waiting) > in_use:
                 check(*waiting.pop(0))
         for one in waiting:
             check(*one)

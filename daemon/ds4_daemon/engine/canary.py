@@ -86,12 +86,12 @@ class Canary:
         tokens = session.length
         if not self._every or self._restores % self._every or self._case is not None:
             return
-        layout = self._link.layout
+        layout, memory = self._link.layout, self._link.memory
         ids = tuple(session.ids[:tokens])
         session.extend_keys(self._link.digest, tokens)
 
         def make(count: int) -> Target:
-            return Restoring(layout, count, tokens)
+            return Restoring(layout, count, tokens, memory)
 
         # The deepest checkpoint before the last block; a miss begins at nothing.
         wanted = Wanted(ids, session.salt, tokens - BLOCK_TOKENS, 0, lambda _: 0.0)

@@ -270,7 +270,7 @@ class Prefixes:
         room = sequence.prompt_tokens + min(sequence.max_tokens, _ROOM_TOKENS)
 
         def make(tokens: int) -> Target:
-            return Restoring(layout, tokens, room)
+            return Restoring(layout, tokens, room, link.memory)
 
         wanted = Wanted(
             tuple(sequence.ids), sequence.cache.salt, most, session.length, self.recompute_s

@@ -14,7 +14,8 @@ from ds4_runtime.kv_keys import BLOCK_TOKENS
 from ds4_daemon.kernels.ops import RowBuffer
 from ds4_daemon.kvlink.grid import Floats
 from ds4_daemon.kvlink.layout import Layout
-from ds4_daemon.kvlink.pack import Pieces, Record
+from ds4_daemon.kvlink.memory import Memory
+from ds4_daemon.kvlink.pack import Pieces, places
 from ds4_daemon.model.config import ModelConfig
 from ds4_daemon.model.state import SessionState
 
@@ -103,48 +104,42 @@ def fork(state: SessionState, taken: Bounded, layout: Layout, new: SessionState)
 class Restoring:
     """The arrays of a state at `tokens`, with room for `room_tokens` in all, being filled."""
 
-    def __init__(self, layout: Layout, tokens: int, room_tokens: int) -> None:
+    def __init__(self, layout: Layout, tokens: int, room_tokens: int, memory: Memory) -> None:
         self.layout = layout
         self.tokens = tokens
         blocks = -(-max(tokens, room_tokens) // BLOCK_TOKENS)
-
-        def room(layer: int, width: int) -> Floats:
-            return np.empty((blocks * layout.entries(layer), width), np.float32)
-
-        self._rows = {layer: room(layer, layout.head_dim) for layer in layout.compressed}
-        self._keys = {layer: room(layer, layout.index_dim) for layer in layout.indexed}
-        self._bounded: Bounded | None = None
-
-    def put_block(self, block: int, record: Record) -> None:
-        """Copy a block's entries to their places."""
+        room = memory.take(blocks * layout.block_bytes).view(np.float32)
         at = 0
-        for layer, rows in self._rows.items():
-            count = self.layout.entries(layer)
-            rows[block * count : (block + 1) * count] = record.rows[at : at + count]
-            at += count
-        at = 0
-        for layer, keys in self._keys.items():
-            count = self.layout.entries(layer)
-            keys[block * count : (block + 1) * count] = record.keys[at : at + count]
-            at += count
 
-    def put_checkpoint(self, record: Record) -> None:
-        """Copy the bounded state at `tokens`."""
-        layout, shape = self.layout, self.layout.checkpoint(self.tokens)
-        windows = np.split(record.rows.copy(), np.cumsum(shape.rows)[:-1])
-        rest = np.split(record.rest.copy(), np.cumsum(shape.rest)[:-1]) if shape.rest else []
-        tails = tuple(
-            (
-                rest[i].reshape(-1, 4 * layout.head_dim),
-                rest[i + 1].reshape(-1, 4 * layout.index_dim),
-            )
-            for i in range(0, len(rest), 2)
+        def rows(layer: int, width: int) -> Floats:
+            nonlocal at
+            start, at = at, at + blocks * layout.entries(layer) * width
+            return room[start:at].reshape(-1, width)
+
+        self._rows = {layer: rows(layer, layout.head_dim) for layer in layout.compressed}
+        self._keys = {layer: rows(layer, layout.index_dim) for layer in layout.indexed}
+        self._checkpoint = places(layout.checkpoint(tokens), layout)
+
+    def block_places(self, block: int, count: int) -> Pieces:
+        """The entries of so many blocks from `block` on."""
+
+        def part(layer: int, rows: Floats) -> Floats:
+            entries = self.layout.entries(layer)
+            found = rows[block * entries : (block + count) * entries]
+            return found.reshape(count, entries, rows.shape[1])
+
+        return Pieces(
+            tuple(part(*one) for one in self._rows.items()),
+            tuple(part(*one) for one in self._keys.items()),
+            (),
         )
-        self._bounded = Bounded(self.tokens, tuple(windows), tails)
+
+    def checkpoint_places(self) -> Pieces:
+        """The bounded state at `tokens`."""
+        return self._checkpoint
 
     def into(self, state: SessionState) -> Bounded:
         """Make a new `state` the one restored; on the engine's thread. Returns its bounded part."""
-        assert self._bounded is not None
         for layer, rows in self._rows.items():
             compressor = state.layers[layer].compressor
             assert compressor is not None
@@ -153,8 +148,18 @@ class Restoring:
             indexer = state.layers[layer].indexer
             assert indexer is not None
             indexer.entries.adopt(keys, self.tokens // BLOCK_TOKENS * self.layout.entries(layer))
-        _set_bounded(state, self._bounded)
-        return self._bounded
+        layout, rest = self.layout, [part[0] for part in self._checkpoint.rest]
+        tails = tuple(
+            (
+                rest[i].reshape(-1, 4 * layout.head_dim),
+                rest[i + 1].reshape(-1, 4 * layout.index_dim),
+            )
+            for i in range(0, len(rest), 2)
+        )
+        windows = tuple(part[0] for part in self._checkpoint.rows)
+        taken = Bounded(self.tokens, windows, tails)
+        _set_bounded(state, taken)
+        return taken
 
 
 def _set_bounded(state: SessionState, taken: Bounded) -> None:

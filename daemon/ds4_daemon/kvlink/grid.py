@@ -19,6 +19,8 @@ _FP8_LARGEST, _FP4_LARGEST = np.float32(448), np.float32(6)
 # A float32 times these has the code's bits on top of its own: exponent fields of 4 and 2 bits end
 # where float32's does, and the subnormals of both formats become subnormals of float32.
 _FP8_SHIFT, _FP4_SHIFT = np.float32(2.0**-120), np.float32(2.0**-126)
+# Back again, in a scale's exponent field, where the sum is that of a finite number.
+_FP8_UNSHIFT, _FP8_UNSHIFT_AT_MOST = 120, 254 - 120
 
 
 def to_fp8(x: Floats) -> tuple[Codes, Codes]:
@@ -32,14 +34,19 @@ def to_fp8(x: Floats) -> tuple[Codes, Codes]:
 
 
 def from_fp8(codes: Codes, scales: Codes, out: Floats) -> None:
-    """The inverse of `to_fp8`, into `out [n, c]`, whose rows may be strided."""
+    """The inverse of `to_fp8`, of rows `[..., n, c]` into the first channels of `out`, which may
+    be strided."""
     # Widened with their sign, the bits are those of float32 but for copies of the sign.
     bits = codes.view(np.int8).astype(np.int32)
     bits <<= 20
     bits &= ~0x78000000
     values = bits.view(np.float32)
-    values *= 1 / _FP8_SHIFT  # exact; dividing takes longer
-    np.multiply(values, _spread(scales, FP8_BLOCK), out=out[:, : codes.shape[1]])
+    powers = scales.astype(np.int32)
+    if scales.min(initial=1) and scales.max(initial=0) <= _FP8_UNSHIFT_AT_MOST:
+        powers += _FP8_UNSHIFT  # one multiplication does for both
+    else:
+        values *= np.float32(2.0**_FP8_UNSHIFT)
+    np.multiply(values, _spread(powers, FP8_BLOCK), out=out[..., : codes.shape[-1]])
 
 
 def to_fp4(x: Floats) -> tuple[Codes, Codes]:
@@ -50,7 +57,7 @@ def to_fp4(x: Floats) -> tuple[Codes, Codes]:
 
 
 def from_fp4(codes: Codes, scales: Codes, out: Floats) -> None:
-    """The inverse of `to_fp4`, into `out [n, c]`."""
+    """The inverse of `to_fp4`, of rows `[..., n, c]` into `out`, which may be strided."""
     # One look-up gives the two values of a byte. No code is past the table: "clip" spares a check.
     values = _fp4_pairs().take(codes, mode="clip").view(np.float32)
     np.multiply(values, _spread(scales, FP4_BLOCK), out=out)
@@ -91,7 +98,7 @@ def _cut(v: Floats, lowest: int, size: int) -> Codes:
 def _spread(exponents: NDArray[np.integer[Any]], size: int) -> Floats:
     """Powers of two, each for the `size` values of a block: NumPy's broadcasting over so few
     values costs three times what they do when they are written out."""
-    return np.repeat((exponents.astype(np.int32) << 23).view(np.float32), size, axis=1)
+    return np.repeat((exponents.astype(np.int32) << 23).view(np.float32), size, axis=-1)
 
 
 @cache

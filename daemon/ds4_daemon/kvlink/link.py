@@ -19,6 +19,7 @@ from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import types_pb2
 
 from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.memory import IDLE_S, Memory
 from ds4_daemon.kvlink.records import Restored, Save, Target, Wanted
 from ds4_daemon.kvlink.restore import Restorer, Terms
 from ds4_daemon.kvlink.sender import Sender
@@ -60,6 +61,7 @@ class Link:
         self.digest = identity.digest
         self.store = Store(socket, identity)
         self.sender = Sender(self.store, layout)
+        self.memory = Memory()  # of restored sessions
         self.misses: Counter[Miss] = Counter()
         self.restores = 0
         self.restored_tokens = 0
@@ -159,7 +161,8 @@ class Link:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
+                while not self._changed.wait_for(lambda: self._jobs or self._closing, IDLE_S):
+                    self.memory.forget_idle()
                 if not self._jobs:
                     return
                 job = self._jobs.popleft()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from ds4_daemon.kvlink.pack import Pieces, Record
+from ds4_daemon.kvlink.pack import Pieces
 from ds4_daemon.misses import Miss
 
 
@@ -22,11 +22,13 @@ class CheckpointKind(enum.Enum):
 
 
 class Target(Protocol):
-    """Where a restored prefix goes, block by block from any thread; each place is written once."""
+    """Where a restored prefix goes, from any thread; each place is asked for and filled once."""
 
-    def put_block(self, block: int, record: Record) -> None: ...
+    def block_places(self, block: int, count: int) -> Pieces:
+        """Where the entries of so many blocks from `block` on belong, parts `[count, n, width]`."""
 
-    def put_checkpoint(self, record: Record) -> None: ...
+    def checkpoint_places(self) -> Pieces:
+        """Where the bounded state belongs, parts `[1, n, width]` and `[1, n]`."""
 
 
 class Wanted(NamedTuple):

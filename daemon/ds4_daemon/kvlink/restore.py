@@ -5,9 +5,9 @@ is used only when every block and the checkpoint came. A record that is wrong is
 what is good above it is fetched instead. Every fault is a miss with a reason.
 """
 
-import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import types_pb2
 from ds4_runtime.kv_keys import BLOCK_TOKENS, block_keys, root_key
 
-from ds4_daemon.kvlink.layout import Layout, Shape
-from ds4_daemon.kvlink.pack import Bytes, Codec, Record, RecordError, empty, unpack
+from ds4_daemon.kvlink.layout import Layout
+from ds4_daemon.kvlink.pack import Codec, Pieces, RecordError, unpack
 from ds4_daemon.kvlink.records import Restored, Target, Wanted
-from ds4_daemon.kvlink.slab import Data
+from ds4_daemon.kvlink.slab import Data, Run
 from ds4_daemon.kvlink.store import LinkError, Store
 from ds4_daemon.misses import Miss
 
@@ -62,7 +62,6 @@ class Restorer:
         self._store = store
         self._layout = layout
         self._terms = terms
-        self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="kv-unpack")
 
     def __call__(
@@ -142,37 +141,36 @@ class Restorer:
         root = root_key(self._store.identity.digest, wanted.salt)
         keys = block_keys(root, wanted.token_ids[:tokens])
         blocks: set[int] = set()
-        checkpoint, nbytes = False, 0
-        jobs: list[Future[None]] = []
+        checkpoint, nbytes, waiting = False, 0, 0
+        jobs: deque[tuple[int, Future[None]]] = deque()
         try:
-            for header, data in self._records(found, end_s, keys):
+            for run in self._runs(found, end_s, keys):
                 if abandoned():
                     raise LinkError(Miss.NONE, "abandoned")  # noqa: TRY301 (as a fault would)
-                nbytes += len(data)
-                block = header.depth - 1
-                if header.kind == 2:
-                    self._unpack(header, data, self._layout.checkpoint(tokens), target)
-                    checkpoint = True
+                nbytes += run.data.nbytes
+                first, count = run.headers[0].depth - 1, len(run.headers)
+                if run.headers[0].kind == 2:
+                    places, checkpoint = target.checkpoint_places(), True
                 else:
-                    blocks.add(block)
-                    jobs.append(
-                        self._pool.submit(self._unpack, header, data, self._layout.block, target)
-                    )
-                    if len(jobs) > _AHEAD:
-                        jobs.pop(0).result()
-            for job in jobs:
+                    blocks.update(range(first, first + count))
+                    places = target.block_places(first, count)
+                jobs.append((count, self._pool.submit(self._unpack, run, places)))
+                waiting += count
+                while waiting > _AHEAD:
+                    count, job = jobs.popleft()
+                    waiting -= count
+                    job.result()
+            for _, job in jobs:
                 job.result()
         except BaseException:
-            for job in jobs:
+            for _, job in jobs:
                 job.cancel()
             raise
         if not checkpoint or blocks != set(range(len(keys))):
             raise LinkError(Miss.UNAVAILABLE, "the service left records out")
         return nbytes
 
-    def _records(
-        self, found: pb.LookupResponse, end_s: float, keys: list[bytes]
-    ) -> Iterator[tuple[pb.RecordHeader, Bytes]]:
+    def _runs(self, found: pb.LookupResponse, end_s: float, keys: list[bytes]) -> Iterator[Run]:
         """Whole records, each at its place in the chain."""
         header: pb.RecordHeader | None = None
         parts: list[memoryview] = []
@@ -181,6 +179,13 @@ class Restorer:
             found.lease, found.resume_tokens, found.fetch_bytes, _left(end_s), _IN_USE
         )
         for message in fetch:
+            if isinstance(message, Run):
+                if missing:
+                    raise _BadRecordError(header.key if header else b"", "a record ended early")
+                for placed in message.headers:
+                    _check(placed, keys)
+                yield message
+                continue
             if isinstance(message, Data):
                 view = message.view
             elif message.WhichOneof("part") == "data":
@@ -200,27 +205,18 @@ class Restorer:
             parts.append(view)
             if not missing:
                 data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-                yield header, np.frombuffer(data, np.uint8)
+                yield Run([header], np.frombuffer(data, np.uint8)[None])
         if missing:
             raise LinkError(Miss.UNAVAILABLE, "the service ended in the middle of a record")
 
-    def _unpack(self, header: pb.RecordHeader, data: Bytes, shape: Shape, target: Target) -> None:
-        if zlib.crc32(data.data) != header.crc32:
-            raise _BadRecordError(header.key, "a record does not match its checksum")
-        # One scratch a thread: fresh memory for each block would cost more than unpacking does.
-        record: Record | None = getattr(self._scratch, "block", None) if header.kind == 1 else None
-        if record is None:
-            record = empty(shape, self._layout)
-            if header.kind == 1:
-                self._scratch.block = record
+    def _unpack(self, run: Run, places: Pieces) -> None:
+        for header, data in zip(run.headers, run.data, strict=True):
+            if zlib.crc32(data.data) != header.crc32:
+                raise _BadRecordError(header.key, "a record does not match its checksum")
         try:
-            unpack(Codec(header.codec), data, record, self._layout)
+            unpack(Codec(run.headers[0].codec), run.data, places, self._layout)
         except (RecordError, ValueError) as error:
-            raise _BadRecordError(header.key, str(error)) from error
-        if header.kind == 2:
-            target.put_checkpoint(record)
-        else:
-            target.put_block(header.depth - 1, record)
+            raise _BadRecordError(run.headers[0].key, str(error)) from error
 
 
 def _check(header: pb.RecordHeader, keys: list[bytes]) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
 from ds4.v1 import kvcache_pb2 as pb
 from ds4_runtime import shared_memory
+from numpy.typing import NDArray
 
 # Making and mapping memory costs some milliseconds; less than this is sent as quickly.
 LEAST_BYTES = 8_000_000
@@ -33,6 +35,13 @@ class Data(NamedTuple):
     view: memoryview
 
 
+class Run(NamedTuple):
+    """Whole records of blocks that follow one another, of one codec and size, side by side."""
+
+    headers: list[pb.RecordHeader]
+    data: NDArray[np.uint8]  # [records, bytes of each]
+
+
 class NoSlabError(Exception):
     """Shared memory is not to be had; nothing was fetched."""
 
@@ -40,9 +49,9 @@ class NoSlabError(Exception):
 def fetch(
     call: Call, request: pb.FetchRequest, nbytes: int, end_s: float, in_use: int
 ) -> Iterator[Any]:
-    """What `call` of this request gives, with `Data` over shared memory.
+    """What `call` of this request gives, with `Run`s over shared memory.
 
-    A `Data` may be read until `in_use` more records came, and after the last one. Raises
+    A record may be read until `in_use` more of them came, and after the last one. Raises
     NoSlabError before anything came, and what the call raises.
     """
     restore = _Restore(call, request, nbytes, end_s)
@@ -54,10 +63,9 @@ def fetch(
                 if not isinstance(message, pb.FetchResponse) or not message.HasField("placed"):
                     yield message
                     continue
-                for header in message.placed.records:
-                    yield pb.FetchResponse(header=header)
-                    yield restore.data(header)
-                    passed += 1
+                for run in restore.runs(message.placed.records):
+                    yield run
+                    passed += len(run.headers)
                 if message.placed.HasField("next_block"):
                     next_block = message.placed.next_block
                     # The other window was never written to, or is out of use by now.
@@ -113,8 +121,33 @@ class _Restore:
                 raise NoSlabError(str(error)) from error
             raise
 
-    def data(self, header: pb.RecordHeader) -> Data:
-        return Data(self._view[header.slab_offset : header.slab_offset + header.data_bytes])
+    def runs(self, headers: Iterable[pb.RecordHeader]) -> Iterator[Run]:
+        """These records, as many together as lie side by side."""
+        run: list[pb.RecordHeader] = []
+        step = 0
+        for header in headers:
+            if run:
+                last = run[-1]
+                far = header.slab_offset - last.slab_offset
+                if (
+                    (header.kind, header.codec, header.data_bytes, header.depth)
+                    != (last.kind, last.codec, last.data_bytes, last.depth + 1)
+                    or far < header.data_bytes
+                    or (len(run) > 1 and far != step)
+                ):
+                    yield self._run(run, step)
+                    run = []
+                step = far
+            run.append(header)
+        if run:
+            yield self._run(run, step)
+
+    def _run(self, headers: list[pb.RecordHeader], step: int) -> Run:
+        first, size = headers[0].slab_offset, headers[0].data_bytes
+        if headers[-1].slab_offset + size > len(self._view):
+            return Run(headers, np.empty((len(headers), 0), np.uint8))  # told to be too short
+        shape, strides = (len(headers), size), (step, 1)
+        return Run(headers, np.ndarray(shape, np.uint8, self._view, first, strides))
 
     def _unlink(self) -> None:
         if self._named:
