@@ -14,13 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ds4_runtime.kv_keys import (
-    BLOCK_TOKEN_BYTES,
-    BLOCK_TOKENS,
-    block_key,
-    pack_tokens,
-    root_key,
-)
+from ds4_runtime.kv_keys import BLOCK_TOKEN_BYTES, BLOCK_TOKENS, block_key, pack_tokens, root_key
 
 from ds4_kvcache import codec
 from ds4_kvcache.counters import Counters
@@ -168,9 +162,8 @@ class Store:
         """The same as it is stored."""
         with self.lock:
             checkpoint = node.checkpoint, node.checkpoint_frame
-            record, frame = (
-                checkpoint if kind is Kind.CHECKPOINT else (node.block, node.block_frame)
-            )
+            block = node.block, node.block_frame
+            record, frame = block if kind is Kind.BLOCK else checkpoint
         if record is None:
             raise NotFoundError("NO_SUCH_CHECKPOINT", "the checkpoint was evicted")
         if frame is None:
