@@ -275,8 +275,8 @@ class Cache:
         if room < (raw_bytes or _LEAST_FREE_BYTES):
             return RefusedError(
                 "NO_ROOM",
-                f"the disk has {self.budget.free_bytes()} bytes free, and is to keep "
-                f"{self.budget.free_floor_bytes}: {room} are left to the cache",
+                f"the disk has {self.budget.free_bytes()} bytes free and must keep "
+                f"{self.budget.free_floor_bytes}, so the cache may take {room}",
                 "make room on its disk, or lower free_floor_bytes of ds4-kvcache",
             )
         return None
@@ -304,6 +304,9 @@ class Cache:
                 raise refusal
             room = self.budget.room_bytes(self.file_bytes())
             used = self.used_bytes() + self._aside_bytes
+            if used + raw_bytes > HIGH_WATER * room:
+                self.follow_disk()  # nothing is to go for a budget of ten seconds ago
+                room = self.budget.room_bytes(self.file_bytes())
             if used + raw_bytes <= HIGH_WATER * room:
                 return
             if self.budget.free_bytes() < _LEAST_FREE_BYTES:

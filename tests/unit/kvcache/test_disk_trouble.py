@@ -169,6 +169,10 @@ def test_others_that_fill_the_disk_evict_nothing(tmp_path: Path, disk: FakeDisk)
         House(again).tick()
     assert again.used_bytes() < 1.2 * used
     assert again.budget.budget_bytes > 0.8 * used
+    before = store.counters.evictions
+    disk.free = 10**9  # noticed before anything goes for what comes
+    again.make_room(store, 20_000_000)
+    assert store.counters.evictions == before
     again.close(10)
 
 
