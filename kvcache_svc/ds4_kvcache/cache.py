@@ -37,6 +37,7 @@ _MAP_SLACK_BYTES = 1 << 30
 _SLOW_DISK_S = 10.0
 # With less than this free a transaction may fail. Then nothing is evicted for what would be lost.
 _LEAST_FREE_BYTES = 16_000_000
+_SOME_RECORD_BYTES = 500_000  # a block of V4 Flash
 # Where so much comes that all of the budget is fresh, what is fresh is what came last: in the end
 # in the last quarter of a second, and what is being put, for a stream holds a lease.
 _FRESH_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
@@ -261,9 +262,9 @@ class Cache:
             _log.warning("the clock went back", seconds=round(back_s), blocks_dated_anew=count)
 
     def refusal(self, raw_bytes: int = 0) -> KvError | None:
-        """Why no record of so many bytes is taken now, whatever store it is for."""
+        """Why no record of so many bytes (0: of a usual size) is taken now, whatever it is for."""
         spent, limit = self.writes.today_bytes(), self.budget.daily_write_bytes
-        if limit and spent + raw_bytes > limit:
+        if limit and spent + (raw_bytes or _SOME_RECORD_BYTES) > limit:
             ahead = self.writes.ahead_bytes()
             clock = f", {ahead} of them while the clock was ahead of what it is now"
             return RefusedError(
