@@ -145,7 +145,7 @@ async def rows(engine: Engine) -> Rows:
     session = prefixes.idle[-1]
     block = block_pieces(session.state, link.layout, 0)
     checkpoint = checkpoint_pieces(session.snapshots[128])
-    sizes = [len(pack(p.joined(link.layout), link.layout)[1]) for p in (block, checkpoint)]
+    sizes = [len(pack(p, link.layout)[1]) for p in (block, checkpoint)]
     return Rows(link, block, checkpoint, *sizes)
 
 

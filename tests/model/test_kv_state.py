@@ -55,10 +55,10 @@ def through_bytes(
     """What a session was at `taken`, packed, unpacked and put into a new state."""
     restoring = Restoring(layout, taken.tokens, taken.tokens + 300, Memory())
     for block in range(taken.tokens // 128):
-        codec, data = pack(block_pieces(state, layout, block).joined(layout), layout)
+        codec, data = pack(block_pieces(state, layout, block), layout)
         place = restoring.block_places(block, 1)
         unpack(codec, np.frombuffer(data, np.uint8)[None], place, layout)
-    codec, data = pack(checkpoint_pieces(taken).joined(layout), layout)
+    codec, data = pack(checkpoint_pieces(taken), layout)
     place = restoring.checkpoint_places()
     unpack(codec, np.frombuffer(data, np.uint8)[None], place, layout)
     new = network.new_state()

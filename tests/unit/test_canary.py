@@ -15,7 +15,7 @@ from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.prefix_state import layout_of
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.link import Link
-from ds4_daemon.kvlink.pack import Record, pack
+from ds4_daemon.kvlink.pack import pack
 from ds4_daemon.kvlink.restore import Terms
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
@@ -51,7 +51,7 @@ def damage(peer: Peer, layout: Layout, block: int) -> bytes:
     record = unpacked(header.codec, data, layout.block, layout)
     rows = record.rows.copy()
     rows[3] = np.roll(rows[3], 64)
-    codec, data = pack(Record(rows, record.keys, record.rest), layout)
+    codec, data = pack(record._replace(rows=rows).pieces, layout)
     header.data_bytes, header.crc32 = len(data), zlib.crc32(data)
     header.codec = kvstore_pb2.Codec.ValueType(codec.value)
     peer.records[keys[block], 1] = (header, data)
@@ -131,7 +131,7 @@ def test_a_restore_that_fails_is_invalidated_and_computed(network: Network, peer
         header, data = peer.records[key, 2]
         record = unpacked(header.codec, data, LAYOUT.checkpoint(256), LAYOUT)
         record.rest[:] = np.nan
-        data = pack(record, LAYOUT)[1]
+        data = pack(record.pieces, LAYOUT)[1]
         header.data_bytes, header.crc32 = len(data), zlib.crc32(data)
         peer.records[key, 2] = (header, data)
         again = await run(engine, "again", ids)

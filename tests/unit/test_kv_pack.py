@@ -61,13 +61,13 @@ def equal(a: Record, b: Record) -> bool:
 def test_rounded_rows_are_packed_and_come_back(seed: int) -> None:
     """What the network rounds takes FP8 and FP4 codes, rotated channels as they are."""
     for record in rounded(seed):
-        codec, data = pack(record, LAYOUT)
+        codec, data = pack(record.pieces, LAYOUT)
         assert codec is Codec.PACKED_F32
         assert equal(back(codec, data, record), record)
         halved = record.rows.copy()
         halved[:, 448:] = (halved[:, 448:].view(np.uint32) & 0xFFFF0000).view(np.float32)
         narrow = record._replace(rows=halved)
-        codec, shorter = pack(narrow, LAYOUT)
+        codec, shorter = pack(narrow.pieces, LAYOUT)
         assert codec is Codec.PACKED
         assert len(data) - len(shorter) == 128 * len(halved)
         assert equal(back(codec, shorter, narrow), narrow)
@@ -77,11 +77,11 @@ def test_a_packed_block_has_the_documented_size() -> None:
     """583 bytes a row and 68 a key with bf16 rotations, 711 a row with float32 ones."""
     v4 = Layout((0, 0, *(4, 128) * 20, 4), 512, 64, 128, 127)
     record = Record(np.zeros((692, 512), np.float32), np.zeros((672, 128), np.float32), NOTHING)
-    codec, data = pack(record, v4)
+    codec, data = pack(record.pieces, v4)
     assert (codec, len(data)) == (Codec.PACKED, 692 * 583 + 672 * 68)
     assert len(data) == 449_132
     record.rows[0, 511] = np.float32(0.1)
-    codec, data = pack(record, v4)
+    codec, data = pack(record.pieces, v4)
     assert (codec, len(data)) == (Codec.PACKED_F32, 692 * 711 + 672 * 68)
 
 
@@ -121,7 +121,7 @@ def test_values_off_the_grid_take_a_wider_codec(value: float, codec: Codec) -> N
     rows[5, :448] = 1.0
     rows[5, 3] = value
     record = record._replace(rows=rows)
-    got, data = pack(record, LAYOUT)
+    got, data = pack(record.pieces, LAYOUT)
     assert got is codec
     assert equal(back(got, data, record), record)
 
@@ -131,11 +131,11 @@ def test_a_signalling_nan_and_minus_zero_survive() -> None:
     record, _ = rounded(2)
     record.rows[0, :448] = -0.0
     record.keys[0] = -0.0
-    codec, data = pack(record, LAYOUT)
+    codec, data = pack(record.pieces, LAYOUT)
     assert codec is Codec.PACKED_F32
     assert equal(back(codec, data, record), record)
     record.rows.view(np.uint32)[1, 7] = 0x7F800001
-    codec, data = pack(record, LAYOUT)
+    codec, data = pack(record.pieces, LAYOUT)
     assert codec is Codec.RAW
     assert equal(back(codec, data, record), record)
 
@@ -146,7 +146,7 @@ def test_random_bits_survive() -> None:
     like, _ = rounded(3)
     bits = [random.integers(0, 2**32, part.shape, np.uint32).view(np.float32) for part in like]
     record = Record(*bits)
-    codec, data = pack(record, LAYOUT)
+    codec, data = pack(record.pieces, LAYOUT)
     assert codec is Codec.RAW
     assert equal(back(codec, data, record), record)
 
@@ -175,7 +175,7 @@ def test_many_records_unpack_into_the_layers_of_a_session(bits: int) -> None:
             rows = np.concatenate([rows[:, :448] if rounds else cut[:, :448], cut[:, 448:]], 1)
             keys = keys if rounds else (keys.view(np.uint32) & mask).view(np.float32)
             records.append(Record(rows, keys, rest))
-        packed = [pack(record, LAYOUT) for record in records]
+        packed = [pack(record.pieces, LAYOUT) for record in records]
         codecs = {codec for codec, _ in packed}
         assert len(codecs) == 1
         size = len(packed[0][1])

@@ -36,6 +36,7 @@ from ds4_daemon.kvlink.layout import Layout, Shape
 Bytes = NDArray[np.uint8]
 # Rows of a CSA layer in a block; with those of the HCA layer after it.
 _ROWS_AT_ONCE = 32
+_ROWS_PACKED = 128  # 230 KB of values
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -59,9 +60,14 @@ class Record(NamedTuple):
     keys: Floats  # [k, index_dim]
     rest: Floats  # [m]
 
+    @property
+    def pieces(self) -> "Pieces":
+        """The same as one layer has it."""
+        return Pieces((self.rows,), (self.keys,), (self.rest,))
+
 
 class Pieces(NamedTuple):
-    """A record as it lies in a session: views of a layer each, joined only when it is packed."""
+    """A record as it lies in a session: views of a layer each, joined only while it is packed."""
 
     rows: tuple[Floats, ...]
     keys: tuple[Floats, ...]
@@ -76,14 +82,9 @@ class Pieces(NamedTuple):
         )
 
 
-def pack(record: Record, layout: Layout) -> tuple[Codec, bytes]:
+def pack(pieces: Pieces, layout: Layout) -> tuple[Codec, bytes]:
     """The smallest of the codecs that give this record back."""
-    rest = record.rest.tobytes()
-    for codec in (Codec.PACKED, Codec.PACKED_F32, Codec.BF16_PLANES):
-        parts = _encode(codec, record, layout)
-        if parts is not None:
-            return codec, b"".join([*parts, rest])
-    return Codec.RAW, b"".join([record.rows.tobytes(), record.keys.tobytes(), rest])
+    return _packed(pieces, layout) or _as_it_is(pieces.joined(layout))
 
 
 def places(shape: Shape, layout: Layout, count: int = 1) -> Pieces:
@@ -168,30 +169,60 @@ def packed_size(codec: Codec, shape: Shape, layout: Layout) -> int:
     return n * row + k * key + rest
 
 
-def _encode(codec: Codec, record: Record, layout: Layout) -> list[bytes] | None:
-    """The parts of rows and keys, or None where this codec would lose something."""
-    rows, keys = record.rows, record.keys
-    if codec is Codec.BF16_PLANES:
-        if not (_is_bf16(rows) and _is_bf16(keys)):
-            return None
-        return [plane for x in (rows, keys) for plane in _planes(x)]
+def _packed(pieces: Pieces, layout: Layout) -> tuple[Codec, bytes] | None:
+    """FP8 and FP4 codes, or None where they would lose something."""
     plain = layout.head_dim - layout.rotated
     if plain % FP8_BLOCK or layout.index_dim % FP4_BLOCK:
         return None
-    if codec is Codec.PACKED and not _is_bf16(rows[:, plain:]):
-        return None
-    unrotated = np.ascontiguousarray(rows[:, :plain])
-    back, keys_back = np.empty_like(unrotated), np.empty_like(keys)
+    rotated: list[Floats] = []
+    codes, scales, key_codes, key_scales = (list[Bytes]() for _ in range(4))
     with np.errstate(over="ignore", invalid="ignore"):  # values off the grid: `same` finds them
-        codes, scales = to_fp8(unrotated)
-        key_codes, key_scales = to_fp4(keys)
-        from_fp8(codes, scales, back)
-        from_fp4(key_codes, key_scales, keys_back)
-    if not (same(back, unrotated) and same(keys_back, keys)):
-        return None
-    rotated = np.ascontiguousarray(rows[:, plain:])
-    wide = rotated if codec is Codec.PACKED_F32 else _narrow(rotated)
-    return [part.tobytes() for part in (codes, scales, wide, key_codes, key_scales)]
+        for rows in _some_rows(pieces.rows):
+            unrotated = np.ascontiguousarray(rows[:, :plain])
+            found, back = to_fp8(unrotated), np.empty_like(unrotated)
+            from_fp8(*found, back)
+            if not same(back, unrotated):
+                return None
+            codes.append(found[0])
+            scales.append(found[1])
+            rotated.append(np.ascontiguousarray(rows[:, plain:]))
+        for keys in _some_rows(pieces.keys):
+            found, back = to_fp4(keys), np.empty_like(keys)
+            from_fp4(*found, back)
+            if not same(back, keys):
+                return None
+            key_codes.append(found[0])
+            key_scales.append(found[1])
+    narrow = all(map(_is_bf16, rotated))
+    kept = [*map(_narrow, rotated)] if narrow else rotated
+    rest = (np.ascontiguousarray(part) for part in pieces.rest)
+    parts = (*codes, *scales, *kept, *key_codes, *key_scales, *rest)
+    return (Codec.PACKED if narrow else Codec.PACKED_F32), b"".join(part.data for part in parts)
+
+
+def _some_rows(parts: tuple[Floats, ...]) -> Iterator[Floats]:
+    """Rows of layers, joined, at least so many at a time until the last.
+
+    Arrays of a whole record are so large that malloc gives them back to the system: taking
+    them anew, page by page, took twice the time of packing.
+    """
+    waiting: list[Floats] = []
+    for part in parts:
+        for at in range(0, len(part), _ROWS_PACKED):
+            waiting.append(part[at : at + _ROWS_PACKED])
+            if sum(map(len, waiting)) >= _ROWS_PACKED:
+                yield np.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _as_it_is(record: Record) -> tuple[Codec, bytes]:
+    rows, keys, rest = record
+    if _is_bf16(rows) and _is_bf16(keys):
+        planes = [plane for x in (rows, keys) for plane in _planes(x)]
+        return Codec.BF16_PLANES, b"".join([*planes, rest.tobytes()])
+    return Codec.RAW, b"".join(part.tobytes() for part in record)
 
 
 def _joined(parts: tuple[Floats, ...], width: int) -> Floats:

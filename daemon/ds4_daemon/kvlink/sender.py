@@ -156,7 +156,7 @@ class Sender:
             self.sent_bytes += len(data)
 
     def _pack(self, save: Save) -> tuple[pb.RecordHeader, bytes]:
-        codec, data = pack(save.pieces.joined(self._layout), self._layout)
+        codec, data = pack(save.pieces, self._layout)
         header = pb.RecordHeader(
             key=save.key,
             kind=_KINDS[save.kind is not None],
