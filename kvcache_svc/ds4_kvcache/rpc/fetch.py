@@ -158,7 +158,7 @@ def _what_fits(plan: list[_Place], request: pb.FetchRequest) -> tuple[list[_Plac
     """As much of a plan as has room in the slab, and the block to go on with, None for none."""
     size = 0
     for count, (node, kind) in enumerate(plan):
-        size += _slab_bytes(_raw_bytes(node, kind))
+        size = _slab_bytes(size) + _raw_bytes(node, kind)
         if size > request.slab_bytes:
             if kind is Kind.CHECKPOINT or not count:
                 raise RequestError(
