@@ -218,7 +218,9 @@ def purge(
             if went and not dry_run:
                 store.compact()
     if unused and salt is None and not fingerprint:
-        stores += len(cache.aside()) if dry_run else cache.delete_aside()
+        stores, size = stores + len(cache.aside()), size + cache.aside_bytes
+        if not dry_run:
+            cache.delete_aside()
     return stores, records, size
 
 

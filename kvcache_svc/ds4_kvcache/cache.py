@@ -1,4 +1,4 @@
-"""All stores under one budget: opening, leases, room for what comes, and what has to go for it.
+"""All stores under one budget: opening, room for what comes, and what has to go for it.
 
 It decides whether a record is taken (budget, free space, daily writes) and keeps stores open from
 the start, so that every fingerprint counts and can be looked at. It knows no gRPC. Called by `rpc`
@@ -6,13 +6,11 @@ and `check`; safe for threads.
 """
 
 import contextlib
-import itertools
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -24,14 +22,11 @@ from ds4_kvcache.disk import BROKEN, FullError, Kind
 from ds4_kvcache.errors import DamagedError, KvError, NotFoundError, RefusedError
 from ds4_kvcache.evict import Scene, Victim
 from ds4_kvcache.identity import Identity
-from ds4_kvcache.index import Node
+from ds4_kvcache.leases import Leases
 from ds4_kvcache.load import open_store, set_aside
 from ds4_kvcache.store import Store
 from ds4_kvcache.writer import BATCH_BYTES
 
-# Long enough for a fetch that waits behind a slow disk, short enough that a daemon that died
-# holds nothing for long.
-LEASE_S = 30.0
 # A store may hold a damaged one beside it, and LMDB's map must not end before the budget does.
 _MAP_SLACK_BYTES = 1 << 30
 _SLOW_DISK_S = 10.0
@@ -45,17 +40,7 @@ _FRESH_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 _log = structlog.get_logger()
 
 
-@dataclass(slots=True)
-class Lease:
-    """A prefix that must not go before `until_s` (monotonic)."""
-
-    id: int
-    store: Store
-    node: Node  # with the checkpoint to resume from
-    until_s: float
-
-
-class Cache:
+class Cache(Leases):
     """Every store in `budget.folder`. `lock` guards them all."""
 
     def __init__(
@@ -65,8 +50,8 @@ class Cache:
         fresh_s: float = evict.FRESH_S,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__()
         self.budget = budget
-        self.lock = threading.RLock()
         self.wall_s = wall_s
         self.stores: dict[int, Store] = {}
         self.writes = WriteLog(budget.folder / "written.json", wall_s)
@@ -74,12 +59,10 @@ class Cache:
         self.lost_stores = 0  # whose files were deleted or damaged while they were open
         self._clock = ClockWatch(wall_s)
         self._fresh_s = fresh_s
-        self._leases: dict[int, Lease] = {}
-        # No number of a service that ran before means anything to this one.
-        self._numbers = itertools.count(time.time_ns() // 1_000_000)
         self._counted: dict[Store, int] = {}
         self._opening = threading.Lock()
-        self._aside_bytes = 0  # of stores that were set aside
+        self.aside_bytes = 0  # of stores that were set aside
+        self._unopened: list[Path] = []  # folders of stores that may be sound
 
     # Stores.
 
@@ -87,16 +70,34 @@ class Cache:
         """Open every store that is on disk; what cannot be opened is set aside."""
         for folder in sorted(self.budget.folder.iterdir()):
             if folder.is_dir() and len(folder.name) == 32 and (folder / "data.mdb").exists():
-                try:
-                    self._open(folder, None)
-                except (DamagedError, FullError) as error:
-                    _log.warning("store not opened", folder=folder.name, message=error.message)
+                error = self._open_found(folder)
+                if error is not None:
+                    _log.warning("store not opened", folder=folder.name, why=str(error))
         self._weigh_aside()
         self.follow_disk(starting=True)
 
+    def _open_found(self, folder: Path) -> KvError | None:
+        try:
+            self._open(folder, None)
+        except DamagedError as error:
+            return error
+        except FullError as error:  # no room or no right: nothing is wrong with it
+            self._unopened.append(folder)
+            return error
+        return None
+
+    def open_rest(self) -> None:
+        """Try once more to open what could not be opened, unless a daemon did."""
+        with self._opening:
+            rest, self._unopened = self._unopened, []
+            known = {store.folder for store in self.stores.values()}
+            for folder in rest:
+                if folder not in known and (folder / "data.mdb").exists():
+                    self._open_found(folder)
+
     def aside(self) -> list[Path]:
         """The folders of stores that were set aside, or are of no use to this version."""
-        known = {store.folder for store in self.stores.values()}
+        known = {*self._unopened, *(store.folder for store in self.stores.values())}
         with contextlib.suppress(FileNotFoundError):
             found = list(self.budget.folder.iterdir())
             return [one for one in found if one.is_dir() and one not in known]
@@ -104,15 +105,13 @@ class Cache:
 
     def _weigh_aside(self) -> None:
         files = [file for folder in self.aside() for file in folder.glob("data.mdb")]
-        self._aside_bytes = sum(file.stat().st_size for file in files)
+        self.aside_bytes = sum(file.stat().st_size for file in files)
 
-    def delete_aside(self) -> int:
-        """Delete them; how many there were. They are the first to go where room is needed."""
-        folders = self.aside()
-        for folder in folders:
+    def delete_aside(self) -> None:
+        """Delete them. They are the first to go where room is needed."""
+        for folder in self.aside():
             shutil.rmtree(folder, ignore_errors=True)
-        self._aside_bytes = 0
-        return len(folders)
+        self._weigh_aside()
 
     def open(self, identity: Identity, digest: bytes, prefill_tok_s: float) -> tuple[int, Store]:
         """The store of a fingerprint, made where it is new. Raises RequestError, FullError."""
@@ -135,7 +134,7 @@ class Cache:
         store = open_store(folder, map_bytes, self.lock, identity, self.wall_s)
         date_anew(store, self.wall_s())
         with self.lock:
-            number = next(self._numbers)
+            number = next(self.numbers)
             self.stores[number] = store
             self._counted[store] = 0
             self._size_batches()
@@ -188,7 +187,7 @@ class Cache:
         with self.lock:
             store = self.stores.pop(number)
             self._counted.pop(store)
-            self._leases = {k: v for k, v in self._leases.items() if v.store is not store}
+            self.release_all(store)
         store.close(0.0)
         return store
 
@@ -199,44 +198,6 @@ class Cache:
             store.close(limit_s)
         self.count_writes()
         self.writes.save()
-
-    # Leases.
-
-    def lease(self, store: Store, node: Node) -> Lease:
-        with self.lock:
-            lease = Lease(next(self._numbers), store, node, time.monotonic() + LEASE_S)
-            self._leases[lease.id] = lease
-            node.touched_s = time.monotonic()
-        return lease
-
-    def follow(self, lease: Lease | None, store: Store, node: Node) -> Lease:
-        """A lease that moves on to `node`, a new one where it ended."""
-        with self.lock:
-            if lease is None or lease.id not in self._leases:
-                return self.lease(store, node)
-            lease.node, lease.until_s = node, time.monotonic() + LEASE_S
-            return lease
-
-    def renew(self, lease_id: int, store: Store) -> Lease:
-        """The lease, for another LEASE_S. Raises NotFoundError for one that ended."""
-        with self.lock:
-            lease = self._leases.get(lease_id)
-            if lease is None or lease.store is not store or lease.until_s < time.monotonic():
-                raise NotFoundError("NO_SUCH_LEASE", f"the lease {lease_id} ended", "look up again")
-            lease.until_s = time.monotonic() + LEASE_S
-            return lease
-
-    def release(self, lease_id: int) -> None:
-        """Give a lease back; one that ended already is fine."""
-        with self.lock:
-            self._leases.pop(lease_id, None)
-
-    def leases(self, store: Store | None = None) -> list[Lease]:
-        """The leases that hold, of one store or of all."""
-        now_s = time.monotonic()
-        with self.lock:
-            self._leases = {k: v for k, v in self._leases.items() if v.until_s >= now_s}
-            return [one for one in self._leases.values() if store in (None, one.store)]
 
     # Room.
 
@@ -304,7 +265,7 @@ class Cache:
             if (refusal := self.refusal(raw_bytes)) is not None:
                 raise refusal
             room = self.budget.room_bytes(self.file_bytes())
-            used = self.used_bytes() + self._aside_bytes
+            used = self.used_bytes() + self.aside_bytes
             if used + raw_bytes > HIGH_WATER * room:
                 self.follow_disk()  # nothing is to go for a budget of ten seconds ago
                 room = self.budget.room_bytes(self.file_bytes())

@@ -116,7 +116,7 @@ class Disk:
         """
         try:
             found = self._file.stat()
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return False
         return (found.st_dev, found.st_ino) == self._mapped and found.st_size >= self._end_bytes
 
@@ -124,7 +124,7 @@ class Disk:
         """Size of the file; 0 where it was deleted."""
         try:
             return self._file.stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return 0
 
     def has_room(self, count_bytes: int) -> bool:
@@ -217,7 +217,11 @@ class Disk:
     def write(self, changes: Changes) -> None:
         """One durable transaction. Raises FullError or DamagedError; then nothing was written."""
         if not self.is_there():
-            raise FullError("STORE_GONE", "the file of the store was deleted or cut short", "")
+            raise FullError(
+                "STORE_GONE",
+                "the file of the store was deleted or cut short",
+                "another is begun when a daemon opens it again",
+            )
         try:
             with _damage("written"), self._env.begin(write=True) as txn:
                 for key in changes.gone:

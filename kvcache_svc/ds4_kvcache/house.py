@@ -35,6 +35,7 @@ class House:
         pins.end_pins(cache)
         cache.retire_broken()
         cache.follow_disk()
+        cache.open_rest()
         cache.count_writes()
         cache.writes.save()
         if self._ticks % _TICKS_TO_THIN == 0:

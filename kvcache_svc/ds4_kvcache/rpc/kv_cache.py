@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import types_pb2
 
-from ds4_kvcache.cache import LEASE_S, Cache
+from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import Kind
 from ds4_kvcache.errors import NotFoundError, RequestError
 from ds4_kvcache.identity import Identity
+from ds4_kvcache.leases import LEASE_S
 from ds4_kvcache.lookup import Found, Miss, find, nearest
 from ds4_kvcache.rpc import fetch, put
 from ds4_kvcache.rpc.people import People

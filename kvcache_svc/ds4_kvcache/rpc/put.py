@@ -14,9 +14,10 @@ from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvstore_pb2
 
 from ds4_kvcache import codec
-from ds4_kvcache.cache import Cache, Lease
+from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import Kind
 from ds4_kvcache.errors import NotFoundError, RefusedError, RequestError
+from ds4_kvcache.leases import Lease
 from ds4_kvcache.rpc import messages
 from ds4_kvcache.rpc.workers import Workers
 from ds4_kvcache.store import Put, Store

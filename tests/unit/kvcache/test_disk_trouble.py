@@ -1,5 +1,6 @@
 """A disk that fills up, a file that goes while it is open: what is stored stays, all else heals."""
 
+import errno
 import resource
 import shutil
 import threading
@@ -217,3 +218,24 @@ def test_a_file_that_goes_is_a_miss_and_begun_anew(cache: Cache, what: str) -> N
     assert find(cache, fresh, "", tokens, 0, 0).resume_tokens == 640
     House(cache).tick()
     assert cache.lost_stores == 1
+
+
+def test_a_store_that_could_not_be_opened_is_kept_and_tried_again(
+    cache: Cache, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk at the start costs no store: it is not cleared away, and opened when it can."""
+    chain(store, 3, checkpoints=[3])
+    cache.close(10)
+
+    def full(self: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "touch", full)
+        again = open_cache(cache.budget.folder)
+    assert again.stores == {} and again.aside() == []
+    again.delete_aside()
+    House(again).tick()
+    (opened,) = again.stores.values()
+    assert len(opened.index.nodes) == 3
+    again.close(10)

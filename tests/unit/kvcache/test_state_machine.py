@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from ds4_kvcache import browse, pins
 from ds4_kvcache.browse import Selection
-from ds4_kvcache.cache import Cache, Lease
+from ds4_kvcache.cache import Cache
 from ds4_kvcache.check import verify
 from ds4_kvcache.disk import Kind
 from ds4_kvcache.errors import RefusedError, RequestError
 from ds4_kvcache.index import Node, Root
+from ds4_kvcache.leases import Lease
 from ds4_kvcache.lookup import find
 from ds4_kvcache.record import Record
 from ds4_kvcache.store import Put, Store

@@ -201,7 +201,10 @@ def test_damaged_store_is_set_aside(cache: Cache, store: Store, clock: Clock) ->
     store = open_store(again)
     assert find(again, store, "", tokens, 0, 0).node is None
     assert len(list(cache.budget.folder.glob("*.corrupt-*"))) == 1
-    assert browse.purge(again, b"", None, True, False)[0] == 1
+    for dry_run in (True, False):
+        stores, _, size = browse.purge(again, b"", None, True, dry_run)
+        assert stores == 1 and size > 50_000
+    assert browse.purge(again, b"", None, True, False) == (0, 0, 0)
     assert list(cache.budget.folder.glob("*.corrupt-*")) == []
     again.close(10)
 
