@@ -133,20 +133,36 @@ class Rows(NamedTuple):
     checkpoint: Pieces
     block_bytes: int  # packed
     checkpoint_bytes: int
+    wide_bytes: tuple[int, int]  # the same of both with rotated channels as a CPU computes them
 
 
 async def rows(engine: Engine) -> Rows:
-    """A block and a checkpoint as the network computed them."""
+    """A block and a checkpoint as the network computed them, with V4's own rounding: its rotated
+    channels are bf16 (a row takes 583 bytes), where a CPU computes them in float32 (711)."""
     await decode(engine, "rows", prompt(140), 1)
     prefixes = engine.prefixes
     assert prefixes is not None
     link = prefixes.link
     assert link is not None
     session = prefixes.idle[-1]
-    block = block_pieces(session.state, link.layout, 0)
-    checkpoint = checkpoint_pieces(session.snapshots[128])
-    sizes = [len(pack(p, link.layout)[1]) for p in (block, checkpoint)]
-    return Rows(link, block, checkpoint, *sizes)
+    layout = link.layout
+    wide = block_pieces(session.state, layout, 0), checkpoint_pieces(session.snapshots[128])
+    block, checkpoint = (_rounded(pieces, layout.head_dim - layout.rotated) for pieces in wide)
+    sizes = [len(pack(pieces, layout)[1]) for pieces in (block, checkpoint, *wide)]
+    return Rows(link, block, checkpoint, sizes[0], sizes[1], (sizes[2], sizes[3]))
+
+
+def _rounded(pieces: Pieces, plain: int) -> Pieces:
+    """The same with rotated channels as bf16, rounded to nearest even."""
+    rounded = []
+    for rows in pieces.rows:
+        made = np.array(rows)
+        bits = np.array(rows[:, plain:]).view(np.uint32)
+        bits += 0x7FFF + (bits >> 16 & 1)
+        bits &= np.uint32(0xFFFF0000)
+        made[:, plain:] = bits.view(np.float32)
+        rounded.append(made)
+    return Pieces(tuple(rounded), pieces.keys, pieces.rest)
 
 
 class Feed:
@@ -249,15 +265,18 @@ async def twenty_turns(
     written = service.written_bytes - written
     raw, stored = _grown(stats, before)
 
-    def thinned(step: int) -> int:
+    def thinned(step: int, block_bytes: int, checkpoint_bytes: int) -> float:
         """Raw bytes with the last turn's two ends and every so many steps of the lattice."""
         checkpoints = 2 + tokens // (step * LATTICE_TOKENS)
-        return feed.blocks * found.block_bytes + checkpoints * found.checkpoint_bytes
+        return (feed.blocks * block_bytes + checkpoints * checkpoint_bytes) / tokens
 
+    sizes = found.block_bytes, found.checkpoint_bytes
     return {
         "put_mb_s": feed.sent_bytes / 1e6 / took_s,
-        "raw_bytes_per_token": thinned(4) / tokens,
-        "raw_bytes_per_token_day": thinned(16) / tokens,
+        "raw_bytes_per_token": thinned(4, *sizes),
+        "raw_bytes_per_token_day": thinned(16, *sizes),
+        "raw_bytes_per_token_cpu": thinned(4, *found.wide_bytes),
+        "raw_bytes_per_token_cpu_day": thinned(16, *found.wide_bytes),
         "raw_bytes_per_token_fresh": raw / tokens,
         "zstd_ratio": raw / stored,
         "write_amplification": written / stored,
@@ -296,7 +315,7 @@ def _grown(now: kvstore_pb2.StatResponse, before: kvstore_pb2.StatResponse) -> t
     return raw, stored
 
 
-def restores(home: Path, model: Path, tokens: int, times: int) -> Figures:
+def restores(home: Path, model: Path, service: Process, tokens: int, times: int) -> Figures:
     """A real daemon restores the session again and again; its own log tells how long that took."""
     flags = ("--model", str(model), "--live-sessions-bytes", "0", "--kv-deadline-s", "60")
     request = inference_pb2.GenerateRequest(
@@ -304,20 +323,26 @@ def restores(home: Path, model: Path, tokens: int, times: int) -> Figures:
         sampling=types_pb2.Sampling(temperature=0, max_tokens=1),
     )
     first_token_s: list[float] = []
+    processor_s: list[float] = []
     daemon = Process("ds4_daemon.main", home, *flags)
     with daemon:
         for _ in range(times + 1):
+            before_s = daemon.processor_s + service.processor_s
             with daemon.channel() as channel:
                 stub = inference_pb2_grpc.InferenceStub(channel)
                 last = list(stub.Generate(request, timeout=300))[-1].finished
             if last.usage.cached_restored_tokens != tokens:
                 raise RuntimeError(f"not restored: {last}")
             first_token_s.append(last.usage.ttft_ms / 1e3)
+            processor_s.append(daemon.processor_s + service.processor_s - before_s)
     lines = [json.loads(line) for line in daemon.log.read_text().splitlines()]
     took = [line for line in lines if line["event"] == "prefix restored"]
-    warm_s = min(line["ms"] for line in took[1:]) / 1e3
+    warm = [line["ms"] / 1e3 for line in took[1:]]
+    warm_s = min(warm)
     return {
         "restore_100k_s": warm_s,
+        "restore_median_s": float(np.median(warm)),
+        "restored_processor_s": min(processor_s[1:]),
         "restore_first_s": took[0]["ms"] / 1e3,
         "restore_gb_s": took[0]["bytes"] / 1e9 / warm_s,
         "restored_first_token_s": min(first_token_s[1:]),

@@ -79,6 +79,16 @@ class Process:
         fields = dict(line.split(": ") for line in counters.read_text().splitlines())
         return int(fields["wchar"])
 
+    @property
+    def processor_s(self) -> float:
+        """Processor time of all its threads; 0 where the system does not tell."""
+        assert self._process is not None
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        if not stat.exists():
+            return 0.0
+        fields = stat.read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stats(self) -> kvstore_pb2.StatResponse:
         with self.channel() as channel:
             return kvcache_pb2_grpc.KvCacheStub(channel).Stat(kvstore_pb2.StatRequest(), timeout=10)

@@ -5,13 +5,16 @@
 On the thin model (`bench.thin_model`), whose cached rows are V4 Flash's own. Prints, with the
 machine and the commit, and as JSON on the last line:
 
-    restore_100k_s       from Lookup to arrays of 100k tokens, warm, by a real ds4-daemon
+    restore_100k_s       from Lookup to arrays of 100k tokens, warm, by a real ds4-daemon: the best
+                         of several; restore_median_s beside it
+    restored_processor_s of both processes, for a request that restores and computes one token
     put_mb_s             packed, sent, stored, while the engine decodes
     file_ratio           file / budget after writing ten times the budget
     decode_p99_ratio     p99 of a decode step with a prefill's saves beside it / without
     raw_bytes_per_token  on disk before zstd, with the checkpoints that thinning leaves
                          after an hour: the ends of the last turn, every 16,384 tokens
     raw_bytes_per_token_day  the same after a day: its ends, every 65,536 tokens
+                         (both with rotated channels as bf16, as V4 has them; `_cpu`: as float32)
     zstd_ratio           raw / stored
     write_amplification  written by the process / stored
     twenty_turns_gb      written for a session that grows to 100k tokens in twenty turns
@@ -20,12 +23,16 @@ machine and the commit, and as JSON on the last line:
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, it finds its siblings
+# Two threads wait for each other at every product, so a decode step loses 20 to 50 ms to whatever
+# else runs for a moment, be it a save or not; on two cores one thread is as fast.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from bench import kv_parts as parts
 from bench.kv_process import SERVICE_FLAGS, Process
@@ -61,7 +68,7 @@ async def measure(folder: Path, quick: bool) -> dict[str, float]:
                 log("twenty turns")
                 found |= await parts.twenty_turns(engine, rows, service, TOKENS, TURNS)
             log("restores")
-            found |= parts.restores(home, model, TOKENS, times=2 if quick else 5)
+            found |= parts.restores(home, model, service, TOKENS, times=5)
         log("churn")
         budget_bytes = 64_000_000 if quick else 400_000_000
         found |= await asyncio.to_thread(parts.churn, home / "churn", rows, budget_bytes)
