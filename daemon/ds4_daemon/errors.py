@@ -4,6 +4,8 @@
     ├── ConfigError         settings that cannot be used                     (exit 78)
     ├── ModelFileError      weights, config or tokenizer that cannot be used (exit 78)
     ├── RequestError        a request that can never succeed as it is        (INVALID_ARGUMENT)
+    ├── NotFoundError       one that names what is not there (any more)      (NOT_FOUND)
+    ├── ConflictError       one that something else stands in the way of     (FAILED_PRECONDITION)
     ├── OverloadedError     one that may succeed later                       (RESOURCE_EXHAUSTED)
     ├── UnavailableError    a daemon that loads, drains or failed            (UNAVAILABLE)
     ├── NotBuiltError       a part of the contract that is not served yet    (UNIMPLEMENTED)
@@ -29,6 +31,14 @@ class ModelFileError(DaemonError):
 
 class RequestError(DaemonError):
     """A request that can never succeed as it is."""
+
+
+class NotFoundError(DaemonError):
+    """A request that names what is not there (any more)."""
+
+
+class ConflictError(DaemonError):
+    """A request that the present state of what it names does not allow."""
 
 
 class OverloadedError(DaemonError):

@@ -8,6 +8,8 @@ from ds4_daemon import errors
 
 STATUS_CODES: Mapping[type[Exception], StatusCode] = {
     errors.RequestError: StatusCode.INVALID_ARGUMENT,
+    errors.NotFoundError: StatusCode.NOT_FOUND,
+    errors.ConflictError: StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: StatusCode.UNAVAILABLE,
     errors.NotBuiltError: StatusCode.UNIMPLEMENTED,

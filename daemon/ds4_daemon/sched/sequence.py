@@ -67,6 +67,7 @@ class Sequence:
     deadline_s: float | None = None
     cache: CacheUse = CacheUse()
     anchor_tokens: int = 0  # where what other conversations begin with too ends; 0: unknown
+    session: str = ""  # name of the session that it extends and keeps; empty: none
 
     prompt_tokens: int = field(init=False)
     computed_tokens: int = 0  # ids[:computed_tokens] are in the session
