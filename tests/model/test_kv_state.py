@@ -16,7 +16,7 @@ from ds4_daemon.engine.prefix_state import (
 )
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.memory import Memory
-from ds4_daemon.kvlink.pack import pack, unpack
+from ds4_daemon.kvlink.pack import Codec, pack, unpack
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
 from ds4_daemon.model.state import SessionState
@@ -119,7 +119,7 @@ def test_other_networks_come_back_too(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_states_on_mlx_come_back(tmp_path: Path, dtype: str) -> None:
-    """The same over MLX, in both activation types."""
+    """The same over MLX, in both activation types; rotated channels are bf16 where those are."""
     config = CONFIGS["true-heads"]
     folder = write_release(tmp_path / "m", config, random_tensors(config, 2))
     network = load_network(folder, device="mlx-cpu", dtype=dtype)
@@ -127,7 +127,10 @@ def test_states_on_mlx_come_back(tmp_path: Path, dtype: str) -> None:
     cold = network.new_state()
     expected, taken = run(network, cold, ids, 128)
     assert taken is not None
-    restored = through_bytes(network, cold, taken, layout_of(config))
+    layout = layout_of(config)
+    codec, _ = pack(block_pieces(cold, layout, 0), layout)
+    assert codec is (Codec.PACKED if dtype == "bf16" else Codec.PACKED_F32)
+    restored = through_bytes(network, cold, taken, layout)
     got, _ = run(network, restored, ids, 128)
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
     assert same_states(restored, cold)

@@ -101,7 +101,8 @@ class Attention:
             self._indexer.extend(state.indexer, rows[:, width:], position)
         entries = self._compressor.extend(state.compressor, rows[:, :width], position)
         if entries is not None:
-            state.compressor.entries.append(self._stored(entries))
+            # What attends to them takes them in this type, and V4 keeps their rotated channels so.
+            state.compressor.entries.append(self._ops.activation(self._stored(entries)))
 
     def _blocks(
         self,

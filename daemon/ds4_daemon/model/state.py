@@ -52,12 +52,14 @@ class SessionState:
 
 
 def _layer_state(config: ModelConfig, ops: Ops, ratio: int) -> LayerState:
-    def compressor(width: int) -> CompressorState:
+    def compressor(width: int, *, activations: bool = False) -> CompressorState:
         halves = 2 if ratio == CSA_RATIO else 1
-        return CompressorState(tail=ops.rows(2 * halves * width), entries=ops.rows(width))
+        return CompressorState(
+            tail=ops.rows(2 * halves * width), entries=ops.rows(width, activations=activations)
+        )
 
     return LayerState(
         window=ops.rows(config.head_dim, activations=True),
-        compressor=compressor(config.head_dim) if ratio else None,
+        compressor=compressor(config.head_dim, activations=True) if ratio else None,
         indexer=compressor(config.index_head_dim) if ratio == CSA_RATIO else None,
     )
