@@ -1,8 +1,9 @@
 """DeepSeek V4 from token ids to logits, over any backend.
 
 Owns the order of the layers and the batch; knows no file, no client and no sampling.  The
-engine calls `forward` with pieces of sequences: prompts in chunks of any size, single tokens,
-or both.  Model-spec §2; checked against transformers in tests/model.
+engine hands over pieces of sequences: prompts in chunks of any size, single tokens, or both,
+and has them computed at once (`forward`) or in slices between which it does other things
+(`begin`).  Model-spec §2; checked against transformers in tests/model.
 """
 
 from collections.abc import Sequence
@@ -11,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds4_daemon.errors import RequestError
+from ds4_daemon.errors import EngineError, RequestError
 from ds4_daemon.kernels.ops import Array, Ops
 from ds4_daemon.model.attention import Attention
 from ds4_daemon.model.config import ModelConfig
 from ds4_daemon.model.hyper import HyperConnection, HyperHead
 from ds4_daemon.model.moe import MixtureOfExperts
 from ds4_daemon.model.rope import inverse_frequencies
-from ds4_daemon.model.state import SessionState
+from ds4_daemon.model.state import LayerState, SessionState
 from ds4_daemon.model.weights import Weights
 
 
@@ -54,22 +55,78 @@ class Layer:
         self._attn_norm = weights.vector(f"{prefix}.attn_norm.weight")
         self._ffn_norm = weights.vector(f"{prefix}.ffn_norm.weight")
 
-    def __call__(
-        self,
-        streams: Array,
-        tokens: Array,
-        states: Sequence[SessionState],
-        layer: int,
-        cos_sin: Array,
+    def attend(
+        self, streams: Array, states: Sequence[LayerState], positions: Sequence[int], cos_sin: Array
     ) -> Array:
+        """The attention half; the states advance."""
         x, mix = self._attn_mix.collapse(streams)
         h = self._ops.rms_norm(x, self._attn_norm, self._eps)
-        positions = [s.length for s in states]
-        y = self.attention(h, [s.layers[layer] for s in states], positions, cos_sin)
-        streams = self._attn_mix.expand(streams, y, mix)
+        return self._attn_mix.expand(streams, self.attention(h, states, positions, cos_sin), mix)
+
+    def feed(self, streams: Array, tokens: Array) -> Array:
+        """The feed-forward half."""
         x, mix = self._ffn_mix.collapse(streams)
         h = self._ops.rms_norm(x, self._ffn_norm, self._eps)
         return self._ffn_mix.expand(streams, self._experts(h, tokens), mix)
+
+
+class Group:
+    """The segments of a batch that agree in length and want, on their way as `[B, n, …]`."""
+
+    def __init__(self, members: list[int], segments: Sequence[Segment]) -> None:
+        self.members = members  # their places in the batch
+        self.want = segments[0].logits
+        self.states = [s.state for s in segments]
+        self.starts = [s.length for s in self.states]
+        self.ids = np.stack([s.ids for s in segments])
+        self.tokens: Array = None
+        self.tables: dict[bool, Array] = {}  # of rotations, by whether a layer compresses
+        self.streams: Array = None
+
+
+class Pass:
+    """A batch on its way through the layers, advanced in slices of any number of `units`.
+
+    A unit is half a layer, and the head at the end.  How a pass is sliced, and what else runs
+    between its slices, changes no bit of its results.  From `Network.begin` until the pass is
+    done its states belong to it: each is `torn`, its layers lie at different positions, and its
+    `length` is still the old one.  A pass may be dropped at any unit; its states are lost then,
+    except that what they were at an earlier checkpoint can still be forked off them
+    (`engine.prefix_state.fork`), because entries only grow.
+    """
+
+    def __init__(self, network: "Network", groups: Sequence[Group], units: int) -> None:
+        self.units = units
+        self.done_units = 0
+        self.results: list[np.ndarray | None] = [None] * sum(len(g.members) for g in groups)
+        self._network = network
+        self._groups = groups
+
+    @property
+    def done(self) -> bool:
+        """Whether the results are there and the states have their new lengths."""
+        return self.done_units == self.units
+
+    def advance(self, units: int) -> bool:
+        """Compute so many units more, or all that are left; True when the pass is done.
+
+        `results` are then as `Network.forward` returns them.  On a device that computes on its
+        own the slice is begun, not waited for.  Raises what the model raises; the pass is then
+        to be dropped.
+        """
+        for unit in range(self.done_units, min(self.done_units + units, self.units)):
+            for group in self._groups:
+                self._network.run_unit(group, unit, self.results)
+            self.done_units = unit + 1
+        if self.done:
+            for group in self._groups:
+                for state in group.states:
+                    state.length += group.ids.shape[1]
+                    state.torn = False
+            self._groups = ()
+        else:
+            self._network.start(self._groups)
+        return self.done
 
 
 class Network:
@@ -115,52 +172,77 @@ class Network:
         """Advance every segment's state by its ids.
 
         Returns float32 logits for each: `[vocab]` of the last position, `[n, vocab]` of all, or
-        None.  A state may stand in a batch once.  A sequence's result depends on how its own
-        tokens are cut, never (bit for bit on a CPU) on what else is in the batch.
+        None.  A sequence's result depends on how its own tokens are cut, never (bit for bit on a
+        CPU) on what else is in the batch.  Raises as `begin` does.
+        """
+        begun = self.begin(batch)
+        begun.advance(begun.units)
+        return begun.results
+
+    def begin(self, batch: Sequence[Segment]) -> Pass:
+        """The same in slices; nothing is computed yet.
 
         Raises RequestError, before any state changes, for an empty segment, an id outside the
-        vocabulary, or a sequence longer than the model's context, and ModelFileError where the
-        files changed that weights are still read from.
+        vocabulary, or a sequence longer than the model's context; EngineError for a state that
+        another pass holds or that stands in the batch twice; and ModelFileError where the files
+        changed that weights are still read from.
         """
         self._weights.check_usable()
         for segment in batch:
             self._check(segment)
-        groups: dict[tuple[int, Want], list[int]] = {}
+        if len({id(s.state) for s in batch}) < len(batch):
+            raise _torn()
+        alike: dict[tuple[int, Want], list[int]] = {}
         for i, segment in enumerate(batch):
-            groups.setdefault((len(segment.ids), segment.logits), []).append(i)
-        results: list[np.ndarray | None] = [None] * len(batch)
-        for (_, want), members in groups.items():
-            logits = self._run([batch[i] for i in members], want)
-            if logits is not None:
-                for i, of_sequence in zip(members, logits, strict=True):
-                    results[i] = of_sequence
-        return results
+            alike.setdefault((len(segment.ids), segment.logits), []).append(i)
+        groups = [Group(members, [batch[i] for i in members]) for members in alike.values()]
+        for segment in batch:
+            segment.state.torn = True
+        return Pass(self, groups, 2 * len(self._layers) + 1)
 
-    def _run(self, group: Sequence[Segment], want: Want) -> np.ndarray | None:
-        """Segments of one length, as arrays `[B, n, …]`."""
-        ops, m = self._ops, self.config.hc_mult
-        ids = np.stack([s.ids for s in group])
-        states = [s.state for s in group]
-        starts = np.array([s.length for s in states])
-        positions = starts[:, None] + np.arange(ids.shape[1])
-        tables = {c: ops.rope_table(positions, f) for c, f in self._frequencies.items()}
+    def run_unit(self, group: Group, unit: int, results: list[np.ndarray | None]) -> None:
+        """Half a layer, or at last the head, which fills in the results; called by the pass."""
+        if unit == 0:
+            self._embed_ids(group)
+        if unit == 2 * len(self._layers):
+            self._finish(group, results)
+            return
+        layer = self._layers[unit // 2]
+        if unit % 2:
+            group.streams = layer.feed(group.streams, group.tokens)
+            return
+        states = [s.layers[unit // 2] for s in group.states]
+        table = group.tables[bool(layer.attention.ratio)]
+        group.streams = layer.attend(group.streams, states, group.starts, table)
 
+    def start(self, groups: Sequence[Group]) -> None:
+        """Let a device that computes on its own begin; called by the pass after a slice."""
+        streams = [g.streams for g in groups if g.streams is not None]
+        if streams:
+            self._ops.run(streams)
+
+    def _embed_ids(self, group: Group) -> None:
+        ops, ids = self._ops, group.ids
+        positions = np.array(group.starts)[:, None] + np.arange(ids.shape[1])
+        group.tables = {c: ops.rope_table(positions, f) for c, f in self._frequencies.items()}
+        group.tokens = ops.asarray(ids)
         x = self._embed(ids)
-        tokens = ops.asarray(ids)
-        streams = ops.xp.broadcast_to(x[:, :, None], (*x.shape[:2], m, x.shape[-1]))
-        for i, layer in enumerate(self._layers):
-            table = tables[bool(layer.attention.ratio)]
-            streams = layer(streams, tokens, states, i, table)
-        for state in states:
-            state.length += ids.shape[1]
-        if want is Want.NONE:
+        shape = (*x.shape[:2], self.config.hc_mult, x.shape[-1])
+        group.streams = ops.xp.broadcast_to(x[:, :, None], shape)
+
+    def _finish(self, group: Group, results: list[np.ndarray | None]) -> None:
+        ops, streams = self._ops, group.streams
+        if group.want is Want.NONE:
             ops.run([streams])
-            return None
-        if want is Want.LAST:
+            return
+        if group.want is Want.LAST:
             streams = streams[:, -1:]
         x = ops.rms_norm(self._collapse(streams), self._norm, self.config.rms_norm_eps)
         logits: np.ndarray = ops.numpy(self._head(x))
-        return logits[:, 0] if want is Want.LAST else logits
+        if group.want is Want.LAST:
+            logits = logits[:, 0]
+        for i, of_sequence in zip(group.members, logits, strict=True):
+            results[i] = of_sequence
 
     def _check(self, segment: Segment) -> None:
         ids, limit = segment.ids, self.config.max_position_embeddings
@@ -172,9 +254,19 @@ class Network:
                 f"token ids must lie between 0 and {self.config.vocab_size - 1}",
                 "use the tokenizer of this model",
             )
+        if segment.state.torn:
+            raise _torn()
         if segment.state.length + len(ids) > limit:
             raise RequestError(
                 "CONTEXT_EXCEEDED",
                 f"the sequence would be longer than the model's context of {limit} tokens",
                 "shorten the prompt",
             )
+
+
+def _torn() -> EngineError:
+    return EngineError(
+        "STATE_TORN",
+        "the session is in the middle of a pass through the model, or was left there",
+        "this is a defect of ds4-daemon; send the request again",
+    )

@@ -2,7 +2,8 @@
 
 Per layer a sliding window of key rows; on compressed layers the entries so far and the rows of
 the window that is not yet closed (model-spec §3.1).  Entries only grow; everything else is
-bounded.  A state cannot be rewound.
+bounded.  A state cannot be rewound, and between the slices of a pass it is `torn`: its layers lie
+at different positions, and only what it was at an earlier checkpoint can be forked off it.
 """
 
 from dataclasses import dataclass, fields
@@ -39,10 +40,11 @@ class LayerState:
 
 
 class SessionState:
-    """One sequence's layers and its length in tokens."""
+    """One sequence's layers, its length in tokens, and whether it is whole."""
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         self.length = 0
+        self.torn = False  # a pass holds it, or was dropped midway
         self.layers = [_layer_state(config, ops, ratio) for ratio in config.compress_ratios]
 
     @property
