@@ -25,10 +25,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ds4_client.channel import OPTIONS, Address, program_name
 from ds4_client.client import CALL_TIMEOUT_S, WAIT_STEP_S
 from ds4_client.collect import Collector, Completion, bad_end
-from ds4_client.errors import CancelledError, InternalError, NotRunningError
+from ds4_client.errors import CancelledError, Ds4Error, InternalError, NotRunningError
 from ds4_client.events import Event, Finished, from_event
 from ds4_client.prompt import Prompt, to_conversation, to_prompt
-from ds4_client.request import Options, call_timeout_s, to_request
+from ds4_client.rejoin import PATIENCE_S, Place
+from ds4_client.request import Options, call_timeout_s, patience_s, to_request, who
 
 if TYPE_CHECKING:
     _Call = grpc.aio.UnaryStreamCall[Any, inference_pb2.GenerateEvent]
@@ -37,23 +38,54 @@ _R = TypeVar("_R")
 
 
 class AsyncStream:
-    """The events of one request: an iterator, and a context whose end cancels what still runs."""
+    """The events of one request: an iterator, and a context whose end cancels what still runs.
 
-    def __init__(self, address: Address, request_id: str, call: "_Call") -> None:
-        self.request_id = request_id
+    A request that was sent with `detach` goes on instead. Its stream comes back by itself when the
+    connection drops or the daemon restarts, and goes on after the last event it gave.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        place: Place,
+        call: "_Call",
+        attach: "Callable[[inference_pb2.AttachRequest], _Call]",
+    ) -> None:
+        self.request_id = place.request_id
         self._address = address
+        self._place = place
         self._call = call
+        self._attach = attach
         self._events = aiter(call)
-        self._finished = False
+        self._finished = self._left = False
+
+    @property
+    def offset(self) -> int:
+        """What `AsyncClient.attach` takes to go on after the last event that came."""
+        return self._place.offset
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
 
     async def __anext__(self) -> Event:
         """The next event. Raises the Ds4Error of a request that failed or ended badly."""
+        while True:
+            try:
+                return await self._next()
+            except Ds4Error as error:
+                pause_s = None if self._finished or self._left else self._place.pause_s(error)
+                if pause_s is None:
+                    raise
+            await asyncio.sleep(pause_s)
+            self._call = self._attach(self._place.request())
+            self._events = aiter(self._call)
+
+    async def _next(self) -> Event:
         try:
             while True:
-                event = from_event(await anext(self._events))
+                message = await anext(self._events)
+                self._place.took(message)
+                event = from_event(message)
                 if isinstance(event, Finished):
                     self._finished = True
                     if error := bad_end(event):
@@ -74,7 +106,9 @@ class AsyncStream:
             raise CancelledError("CANCELLED", "the request was cancelled") from None
 
     def cancel(self) -> None:
-        """Stop the request. Reading on raises CancelledError."""
+        """Stop reading, which stops the request unless it was sent with `detach`; that one is
+        stopped by `AsyncClient.cancel`. Reading on raises CancelledError."""
+        self._left = True
         self._call.cancel()
 
     async def __aenter__(self) -> Self:
@@ -107,7 +141,20 @@ class AsyncClient:
         """Send a request and return its events. `ds4_client.prompt` says what `prompt` may be."""
         request = to_request(self.name, prompt, options)
         call = self._inference.Generate(request, timeout=call_timeout_s(request))
-        return AsyncStream(self.address, request.request_id, call)
+        place = Place(request.request_id, request.client, patience_s(options))
+        return AsyncStream(self.address, place, call, self._inference.Attach)
+
+    def attach(
+        self, request_id: str, offset: int = 0, *, patience_s: float = PATIENCE_S
+    ) -> AsyncStream:
+        """Rejoin a request that this program sent: its events from `offset` on, to its end.
+
+        `AsyncStream.offset` of the one before tells where it was. Leaving it stops no detached
+        request.
+        """
+        place = Place(request_id, who(self.name), patience_s, offset)
+        attach = self._inference.Attach
+        return AsyncStream(self.address, place, attach(place.request()), attach)
 
     async def run(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """Send a request and wait for the whole answer."""

@@ -22,10 +22,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ds4_client.channel import OPTIONS, Address, program_name
 from ds4_client.collect import Collector, Completion, bad_end
-from ds4_client.errors import InternalError, NotRunningError
+from ds4_client.errors import Ds4Error, InternalError, NotRunningError
 from ds4_client.events import Event, Finished, from_event
 from ds4_client.prompt import Prompt, to_conversation, to_prompt
-from ds4_client.request import Options, call_timeout_s, to_request
+from ds4_client.rejoin import PATIENCE_S, Place
+from ds4_client.request import Options, call_timeout_s, patience_s, to_request, who
 
 _R = TypeVar("_R")
 
@@ -45,27 +46,52 @@ class _Call(Protocol):
 
 
 class Stream:
-    """The events of one request: an iterator, and a context whose end cancels what still runs."""
+    """The events of one request: an iterator, and a context whose end cancels what still runs.
+
+    A request that was sent with `detach` goes on instead. Its stream comes back by itself when the
+    connection drops or the daemon restarts, and goes on after the last event it gave.
+    """
 
     def __init__(
         self,
         address: Address,
-        request_id: str,
+        place: Place,
         call: _Call,
+        attach: Callable[[inference_pb2.AttachRequest], _Call],
     ) -> None:
-        self.request_id = request_id
+        self.request_id = place.request_id
         self._address = address
+        self._place = place
         self._call = call
-        self._finished = False
+        self._attach = attach
+        self._finished = self._left = False
+
+    @property
+    def offset(self) -> int:
+        """What `Client.attach` takes to go on after the last event that came."""
+        return self._place.offset
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
         """The next event. Raises the Ds4Error of a request that failed or ended badly."""
+        while True:
+            try:
+                return self._next()
+            except Ds4Error as error:
+                pause_s = None if self._finished or self._left else self._place.pause_s(error)
+                if pause_s is None:
+                    raise
+            time.sleep(pause_s)
+            self._call = self._attach(self._place.request())
+
+    def _next(self) -> Event:
         try:
             while True:
-                event = from_event(next(self._call))
+                message = next(self._call)
+                self._place.took(message)
+                event = from_event(message)
                 if isinstance(event, Finished):
                     self._finished = True
                     if error := bad_end(event):
@@ -80,7 +106,9 @@ class Stream:
             raise self._address.explain(error) from None
 
     def cancel(self) -> None:
-        """Stop the request. Reading on raises CancelledError."""
+        """Stop reading, which stops the request unless it was sent with `detach`; that one is
+        stopped by `Client.cancel`. Reading on raises CancelledError."""
+        self._left = True
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -113,7 +141,17 @@ class Client:
         """Send a request and return its events. `ds4_client.prompt` says what `prompt` may be."""
         request = to_request(self.name, prompt, options)
         call = self._inference.Generate(request, timeout=call_timeout_s(request))
-        return Stream(self.address, request.request_id, call)
+        place = Place(request.request_id, request.client, patience_s(options))
+        return Stream(self.address, place, call, self._inference.Attach)
+
+    def attach(self, request_id: str, offset: int = 0, *, patience_s: float = PATIENCE_S) -> Stream:
+        """Rejoin a request that this program sent: its events from `offset` on, to its end.
+
+        `Stream.offset` of the one before tells where it was. Leaving it stops no detached request.
+        """
+        place = Place(request_id, who(self.name), patience_s, offset)
+        attach = self._inference.Attach
+        return Stream(self.address, place, attach(place.request()), attach)
 
     def run(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """Send a request and wait for the whole answer."""

@@ -10,6 +10,7 @@ from ds4.v1 import inference_pb2, types_pb2
 
 from ds4_client.errors import InvalidRequestError
 from ds4_client.prompt import Prompt, to_prompt
+from ds4_client.rejoin import PATIENCE_S
 
 # A request that is too late is ended by the daemon, which still tells its usage; the call's own
 # deadline comes this much later, for a daemon that no longer answers.
@@ -31,11 +32,18 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     priority: Literal["interactive", "normal", "background"]
     timeout_s: float | None  # give up this long after the request arrived
-    request_id: str  # for `cancel`; chosen when absent
+    request_id: str  # for `cancel`, `attach` and a retry; chosen when absent
+    detach: bool  # go on when the connection is lost, also through a restart of the daemon
+    patience_s: float  # with `detach`: how long a lost connection is looked for
     session: str  # extend and keep the session of this name
     salt: str  # share cached prefixes within this salt only
     bypass_cache: bool
     no_save: bool
+
+
+def who(client_name: str) -> types_pb2.ClientInfo:
+    """This program, as the daemon is told."""
+    return types_pb2.ClientInfo(name=client_name, instance=str(os.getpid()))
 
 
 def to_request(client_name: str, prompt: Prompt, options: Options) -> inference_pb2.GenerateRequest:
@@ -55,7 +63,7 @@ def to_request(client_name: str, prompt: Prompt, options: Options) -> inference_
     try:
         return inference_pb2.GenerateRequest(
             request_id=options.get("request_id") or uuid.uuid4().hex,
-            client=types_pb2.ClientInfo(name=client_name, instance=str(os.getpid())),
+            client=who(client_name),
             prompt=to_prompt(prompt),
             sampling=types_pb2.Sampling(
                 temperature=options.get("temperature"),
@@ -71,6 +79,7 @@ def to_request(client_name: str, prompt: Prompt, options: Options) -> inference_
             ),
             priority=types_pb2.Priority.Value(priority),
             deadline_ms=math.ceil((timeout_s or 0) * 1000),
+            detach=options.get("detach", False),
             session=options.get("session", ""),
             cache=inference_pb2.CachePolicy(
                 salt=options.get("salt", ""),
@@ -83,6 +92,11 @@ def to_request(client_name: str, prompt: Prompt, options: Options) -> inference_
         raise InvalidRequestError(
             "BAD_VALUE", f"a value of the request cannot be sent: {error}"
         ) from error
+
+
+def patience_s(options: Options) -> float | None:
+    """How long a lost call is looked for; None: not at all, as the request ends with its call."""
+    return options.get("patience_s", PATIENCE_S) if options.get("detach") else None
 
 
 def call_timeout_s(request: inference_pb2.GenerateRequest) -> float | None:

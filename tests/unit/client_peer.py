@@ -112,6 +112,7 @@ class Peer(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServicer):
         self.home = home
         self.script: Script = echo
         self.requests: list[GenerateRequest] = []
+        self.attached: list[inference_pb2.AttachRequest] = []
         self.arrived = threading.Event()
         self.left = threading.Event()
         self.cancelled: list[str] = []
@@ -163,6 +164,17 @@ class Peer(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServicer):
             event.request_id = request.request_id
             event.offset = offset
             yield event
+
+    def Attach(  # noqa: N802
+        self, request: inference_pb2.AttachRequest, context: Any
+    ) -> Iterator[GenerateEvent]:
+        """The events of the last request from an offset on, by the script of the moment."""
+        self.attached.append(request)
+        for offset, event in enumerate(self.script(self.requests[-1], context)):
+            event.request_id = request.request_id
+            event.offset = offset
+            if offset >= request.offset:
+                yield event
 
     def Cancel(  # noqa: N802
         self, request: inference_pb2.CancelRequest, context: Any
