@@ -16,8 +16,10 @@ import structlog
 from ds4_runtime.kv_keys import BLOCK_TOKENS
 
 from ds4_daemon.engine.canary import Canary
-from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Saver, Session
-from ds4_daemon.engine.prefix_state import Restoring, bounded, fork
+from ds4_daemon.engine.labels import Label, claim
+from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Ids, Saver, Session
+from ds4_daemon.engine.prefix_state import Restoring, bounded, duplicate, fork
+from ds4_daemon.engine.shelf import Saved, Shelf, restorable_tokens
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.link import Link, Pending
 from ds4_daemon.kvlink.records import CheckpointKind, Target, Wanted
@@ -60,27 +62,48 @@ class Prefixes:
         prefill_tok_s: Callable[[], float] = lambda: 0.0,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        self.idle: list[Session] = []  # least recently used first
-        self.idle_bytes = 0  # memory of these
+        self.shelf = Shelf(live_bytes, self._leave)
         self._new_state = new_state
-        self._layout = layout if layout is not None and layout.fits else None
+        self.layout = self._layout = layout if layout is not None and layout.fits else None
         self.link = link if self._layout is not None else None
         self._saver = Saver(self.link) if self.link is not None else None
         self.canary = canary
-        self._live_bytes = live_bytes
         self._prefill_tok_s = prefill_tok_s
         self._wake = wake
         self._open: dict[Sequence, Session] = {}
         self._pending: dict[Sequence, Pending] = {}
 
+    @property
+    def idle(self) -> list[Session]:
+        """Those that no request runs on, least recently used first."""
+        return self.shelf.sessions
+
+    @property
+    def idle_bytes(self) -> int:
+        """Memory of these."""
+        return self.shelf.nbytes
+
+    def all_sessions(self) -> list[Session | Saved]:
+        """Every session there is: idle, active, saved."""
+        return [*self.idle, *self._open.values(), *self.shelf.saved.values()]
+
+    @property
+    def active(self) -> dict[Session, Sequence]:
+        """Those that a request runs on, and which."""
+        return {session: sequence for sequence, session in self._open.items()}
+
     def sync(self, sequence: Sequence) -> None:
-        """Give it a session that is as far as anything known allows, now or through `poll`."""
+        """Give it a session that is as far as anything known allows, now or through `poll`.
+
+        Raises ConflictError where it may not have the session that it names.
+        """
+        label = self._label(sequence)
         sequence.started_s = time.monotonic()
         if self._layout is None or sequence.cache.bypass:
             sequence.miss = Miss.BYPASSED if sequence.cache.bypass else Miss.DISABLED
-            self._begin(sequence, self._new(sequence))
+            self._begin(sequence, self._call(label, self._new(sequence)))
             return
-        session = self._live(sequence) or self._new(sequence)
+        session = self._call(label, self._live(sequence) or self._new(sequence))
         sequence.cached_live_tokens = session.length
         if self._saver is not None:
             self._saver.confirm(session)
@@ -97,9 +120,11 @@ class Prefixes:
             sequence.miss = pending.result.miss
             session = self._open.pop(sequence)
             if isinstance(target, Restoring):
-                if not session.spare:
-                    self._keep(session)
-                session = self._new(sequence)
+                label, shorter = session.label, session
+                session = self._call(label, self._new(sequence))
+                shorter.label = Label()
+                if not shorter.spare:
+                    self._keep(shorter)
                 session.restored(target, sequence.ids[:tokens])
                 if self.canary is not None:
                     self.canary.restored(session)
@@ -117,6 +142,16 @@ class Prefixes:
     def state(self, sequence: Sequence) -> SessionState:
         """The model's state of a sequence that is open."""
         return self._open[sequence].state
+
+    def begins(self, sequence: Sequence) -> None:
+        """A pass that may be dropped midway begins with its state: what it falls back to is kept.
+
+        To be called again only after `advanced`; `close` falls back by itself.
+        """
+        session = self._open[sequence]
+        if self._layout is not None and session.length:
+            session.whole = self._new_state()
+            duplicate(session.state, session.whole)
 
     def advanced(self, sequence: Sequence) -> None:
         """Its state grew: keep and save what this position asks for. Before the next step."""
@@ -154,24 +189,34 @@ class Prefixes:
             )
         sequence.cached_restored_tokens = 0
         sequence.miss = Miss.RESTORE_FAILED
-        self._begin(sequence, self._new(sequence))
+        self._begin(sequence, self._call(session.label, self._new(sequence)))
         return True
 
-    def close(self, sequence: Sequence, *, failed: bool) -> None:
-        """It ended. Its session is kept and saved, unless it failed: its state is in doubt then."""
+    def close(self, sequence: Sequence, *, failed: bool, midway: bool = False) -> None:
+        """It ended. Its session is kept and saved, unless it failed: its state is in doubt then.
+
+        Of one that has a name or a pin, what the request began with is kept even so. `midway`: a
+        pass of it was dropped, and it falls back to what that began with.
+        """
         pending = self._pending.pop(sequence, None)
         if pending is not None:
             pending.abandoned = True
         session = self._open.pop(sequence, None)
-        if session is None or failed or self._layout is None:
+        if session is None or self._layout is None:
             return
+        if failed:
+            at = session.deepest(sequence.cached_tokens)
+            if session.label.kept and at:
+                self._keep(self.forked(session, at))
+            return
+        if midway:
+            session.state = session.whole or self._new_state()
+        session.whole = None
         length = session.length
         if length and length % BLOCK_TOKENS == 0 and length not in session.snapshots:
             session.latest = bounded(session.state)  # cut short between checkpoints
         session.ids = session.ids[:length]
-        if self.link is not None and self._saver is not None:
-            self.link.store.prefill_tok_s = self._prefill_tok_s()
-            self._saver.save_end(session)
+        self._leave(session)
         self._keep(session)
 
     def idle_step(self) -> bool:
@@ -183,13 +228,18 @@ class Prefixes:
         if self.link is not None:
             self.link.close(patience_s)
 
+    def live_tokens(self, token_ids: Items[int], salt: str) -> int:
+        """Tokens of a prompt that a session in memory would save; from any thread."""
+        ids = np.array(token_ids, np.int32)
+        return max((self._usable(s, ids)[0] for s in self._sessions(salt)), default=0)
+
     def nearest(self, token_ids: Items[int], salt: str) -> Nearest:
-        """What live sessions of this salt have in common with a prompt."""
+        """What live sessions of this salt have in common with a prompt; from any thread."""
         ids = np.array(token_ids, np.int32)
         best = Nearest(0, 0, ())
         for session in self._sessions(salt):
             common = session.common(ids)
-            usable = max(session.usable(ids)[0], best.usable_tokens)
+            usable = max(self._usable(session, ids)[0], best.usable_tokens)
             if common > best.common_tokens or not best.next_ids:
                 best = Nearest(common, usable, tuple(session.ids[common : common + NEXT_IDS]))
             else:
@@ -203,8 +253,7 @@ class Prefixes:
 
     def _new(self, sequence: Sequence) -> Session:
         cache = sequence.cache
-        client = (sequence.client.name, sequence.client.instance)
-        return Session(self._new_state(), cache.salt, cache.no_save, client)
+        return Session(self._new_state(), cache.salt, cache.no_save, _client(sequence))
 
     def _begin(self, sequence: Sequence, session: Session) -> None:
         session.ids = sequence.ids
@@ -227,33 +276,61 @@ class Prefixes:
         cuts |= {anchor: CheckpointKind.ANCHOR, end: CheckpointKind.PROMPT_END}
         return {at: kind for at, kind in cuts.items() if at}
 
+    def _usable(self, session: Session, ids: Ids) -> tuple[int, bool]:
+        """Tokens that it saves of a prompt, and whether that is all of it."""
+        usable, whole = session.usable(ids)
+        if whole and session not in self.idle:  # one that runs on is taken at a boundary
+            return session.usable_boundary(ids), False
+        return usable, whole
+
     def _live(self, sequence: Sequence) -> Session | None:
-        """The session in memory that saves most: taken whole, or forked at a kept boundary."""
-        assert self._layout is not None
+        """The session in memory that saves most: taken whole, or a fork of it.
+
+        One that has a name or a pin is taken by who names it; for the others it is forked.
+        """
         ids = np.array(sequence.ids, np.int32)
         best: Session | None = None
-        tokens, whole = 0, False
+        found = (0, False, False)
         for session in self._sessions(sequence.cache.salt):
-            usable, all_of_it = session.usable(ids)
-            all_of_it = all_of_it and session in self.idle
-            if not all_of_it:
-                usable = session.usable_boundary(ids)
-            if (usable, all_of_it) > (tokens, whole):
-                best, tokens, whole = session, usable, all_of_it
+            tokens, whole = self._usable(session, ids)
+            named = bool(sequence.session) and session.label.name == sequence.session
+            if (tokens, whole, named) > found and tokens:
+                best, found = session, (tokens, whole, named)
         if best is None:
             return None
-        if whole:
-            self.idle.remove(best)
-            self.idle_bytes -= best.nbytes
-            best.resumed(no_save=sequence.cache.no_save)
+        tokens, whole, named = found
+        if whole and (named or not best.label.kept):
+            self.shelf.take(best)
+            best.resumed(_client(sequence), no_save=sequence.cache.no_save)
             return best
         if best in self.idle:  # used: last to leave
-            self.idle.remove(best)
-            self.idle.append(best)
-        forked = self._new(sequence)
-        fork(best.state, best.boundary(tokens), self._layout, forked.state)
-        forked.forked(best, tokens)
+            self.shelf.touch(best)
+        forked = self.forked(best, tokens)
+        forked.client, forked.no_save = _client(sequence), sequence.cache.no_save
         return forked
+
+    def forked(self, source: Session, tokens: int) -> Session:
+        """A second session of what `source` is at its end, or was at a boundary that it keeps."""
+        assert self._layout is not None
+        new = Session(self._new_state(), source.salt, source.no_save, source.client)
+        if tokens == source.length and not source.state.torn:
+            duplicate(source.state, new.state)
+        elif tokens:
+            fork(source.state, source.boundary(tokens), self._layout, new.state)
+        new.forked(source, tokens)
+        return new
+
+    def _label(self, sequence: Sequence) -> Label:
+        return claim(sequence, self.all_sessions(), self._open.values())
+
+    def _call(self, label: Label, session: Session) -> Session:
+        """Put a label on a session; the one that it was on goes on without."""
+        for other in self.idle:
+            if other.label is label and other is not session:
+                other.label = Label()
+        self.shelf.saved.pop(label.id, None)
+        session.label = label
+        return session
 
     def _restore(self, sequence: Sequence, session: Session) -> bool:
         """Whether a restore was begun."""
@@ -288,12 +365,17 @@ class Prefixes:
     # What stays in memory.
 
     def _keep(self, session: Session) -> None:
-        if not session.length or session.no_save:
-            return
-        self.idle.append(session)
-        self.idle_bytes = sum(kept.nbytes for kept in self.idle)
-        while self.idle and self.idle_bytes > self._live_bytes:
-            leaving = self.idle.pop(0)
-            self.idle_bytes -= leaving.nbytes
-            if self._saver is not None:
-                self._saver.save_end(leaving)  # once more, where something was dropped
+        if session.length and not (session.no_save and not session.label.kept):
+            self.shelf.put(session)
+
+    def _leave(self, session: Session) -> bool:
+        """Save what was not saved of it; whether it can be restored then."""
+        if self.link is None or self._saver is None:
+            return False
+        self.link.store.prefill_tok_s = self._prefill_tok_s()
+        self._saver.save_end(session)
+        return self.link.store.connected and bool(restorable_tokens(session))
+
+
+def _client(sequence: Sequence) -> tuple[str, str]:
+    return sequence.client.name, sequence.client.instance

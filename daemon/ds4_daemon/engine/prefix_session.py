@@ -4,6 +4,7 @@ A session is the model's state, its token ids, the boundaries to which it can be
 much of it the KV cache service was given. Used by `prefix` alone, on the engine's thread.
 """
 
+import time
 from array import array
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from ds4_runtime.kv_keys import BLOCK_TOKENS, block_key, pack_tokens, root_key
 from numpy.typing import NDArray
 
+from ds4_daemon.engine.labels import Label
 from ds4_daemon.engine.prefix_state import (
     Bounded,
     Restoring,
@@ -42,12 +44,15 @@ class Session:
     salt: str
     no_save: bool
     client: tuple[str, str]
+    label: Label = field(default_factory=Label)
+    used_s: float = field(default_factory=time.monotonic)  # when its last request ended
     ids: "array[int]" = field(default_factory=lambda: array("i"))
     snapshots: dict[int, Bounded] = field(default_factory=dict)
     latest: Bounded | None = None
     cuts: dict[int, CheckpointKind] = field(default_factory=dict)
     keys: list[bytes] = field(default_factory=list)
     chain: Chain = field(init=False)
+    whole: SessionState | None = None  # what a pass began with, which may be dropped midway
     spare: bool = False  # a fork that no step has changed yet: its source has all of it
     saved_blocks: int = 0
     saved_checkpoints: set[int] = field(default_factory=set)
@@ -71,11 +76,11 @@ class Session:
         common = min(self.common(ids), len(ids) - 1)  # the last one's logits are wanted
         if 0 < self.length <= common:
             return self.length, True
-        return self._deepest(common), False
+        return self.deepest(common), False
 
     def usable_boundary(self, ids: Ids) -> int:
         """The same without taking it whole."""
-        return self._deepest(min(self.common(ids), len(ids) - 1))
+        return self.deepest(min(self.common(ids), len(ids) - 1))
 
     def boundary(self, tokens: int) -> Bounded:
         """The bounded state kept there."""
@@ -83,8 +88,9 @@ class Session:
             return self.latest
         return self.snapshots[tokens]
 
-    def resumed(self, *, no_save: bool) -> None:
+    def resumed(self, client: tuple[str, str], *, no_save: bool) -> None:
         """A new request goes on with it: of the old one's boundaries only the last stay."""
+        self.client = client
         if self.latest is not None:
             self.snapshots[self.latest.tokens] = self.latest
             self.latest = None
@@ -96,7 +102,8 @@ class Session:
         self.spare = True
         self.ids = source.ids[:tokens]
         self.snapshots = {at: s for at, s in source.snapshots.items() if at <= tokens}
-        self.snapshots[tokens] = source.boundary(tokens)
+        if source.latest is not None and source.latest.tokens <= tokens:
+            self.snapshots[source.latest.tokens] = source.latest
         blocks = tokens // BLOCK_TOKENS
         self.keys = source.keys[:blocks]
         if not source.chain.broken:
@@ -123,13 +130,15 @@ class Session:
     def common(self, ids: Ids) -> int:
         """Tokens that both begin with, of those whose state exists."""
         count = min(self.length, len(ids))
-        # The array is looked at and let go of: one with a view on it cannot grow.
-        same = np.frombuffer(self.ids, np.int32)[:count] == ids[:count]
+        # Of a copy: an array with a view on it cannot grow, and another thread may ask.
+        same = np.frombuffer(self.ids[:count], np.int32) == ids[:count]
         return count if same.all() else int(same.argmin())
 
-    def _deepest(self, common: int) -> int:
-        boundaries = [*self.snapshots, self.latest.tokens if self.latest else 0]
-        return max((at for at in boundaries if at <= common), default=0)
+    def deepest(self, tokens: int) -> int:
+        """The last position up to `tokens` that it can be taken back to; 0: none."""
+        latest = self.latest
+        boundaries = [*self.snapshots, latest.tokens if latest is not None else 0]
+        return max((at for at in boundaries if at <= tokens), default=0)
 
     def _thin(self) -> None:
         """Keep the first boundary, which is what conversations share, and the last two turns'."""

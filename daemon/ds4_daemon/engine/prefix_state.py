@@ -6,6 +6,7 @@ the next token. `Restoring` is filled by another thread and becomes a state on t
 `prefix`.
 """
 
+from collections.abc import Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +100,40 @@ def fork(state: SessionState, taken: Bounded, layout: Layout, new: SessionState)
         if source.indexer is not None and target.indexer is not None:
             target.indexer.entries.adopt(source.indexer.entries.part(0, count), count)
     _set_bounded(new, taken)
+
+
+def duplicate(state: SessionState, new: SessionState) -> None:
+    """Make `new` the state that `state` is now, at any length; `state` must be whole.
+
+    As with `fork`, entries are the same memory until the new one gets an entry of its own.
+    """
+    assert not state.torn
+    for source, target in zip(state.layers, new.layers, strict=True):
+        _copy(source.window, target.window)
+        for ours, theirs in (
+            (source.compressor, target.compressor),
+            (source.indexer, target.indexer),
+        ):
+            if ours is not None and theirs is not None:
+                _copy(ours.tail, theirs.tail)
+                count = len(ours.entries)
+                theirs.entries.adopt(ours.entries.part(0, count), count)
+    new.length = state.length
+
+
+def _copy(source: RowBuffer, target: RowBuffer) -> None:
+    target.adopt(np.array(source.part(0, len(source))), len(source))
+
+
+def memory(state: SessionState) -> Iterator[tuple[Hashable, int]]:
+    """Bytes of each buffer, and what other states that hold the same memory have in common."""
+    for layer in state.layers:
+        yield id(layer), layer.window.nbytes
+        for compressor in (layer.compressor, layer.indexer):
+            if compressor is not None:
+                yield id(compressor), compressor.tail.nbytes
+                entries = compressor.entries
+                yield entries.root if len(entries) else id(entries), entries.nbytes
 
 
 class Restoring:

@@ -34,6 +34,10 @@ class MlxRows:
     def nbytes(self) -> int:
         return 0 if self._rows is None else int(self._rows.nbytes)
 
+    @property
+    def root(self) -> object:
+        return id(self._rows)
+
     def view(self) -> Array:
         return mx.zeros((0, self._width)) if self._rows is None else self._rows
 

@@ -39,6 +39,10 @@ class NumpyRows:
     def nbytes(self) -> int:
         return self._data.nbytes
 
+    @property
+    def root(self) -> object:
+        return self.view().ctypes.data
+
     def view(self) -> Array:
         return self._data[self._start : self._end]
 

@@ -41,6 +41,10 @@ class RowBuffer(Protocol):
     def nbytes(self) -> int:
         """Bytes reserved, in use or not."""
 
+    @property
+    def root(self) -> object:
+        """Equal for two buffers that hold their first row in the same memory."""
+
 
 class Ops(Protocol):
     """What both backends offer.  Shapes are those of the arguments unless said otherwise."""

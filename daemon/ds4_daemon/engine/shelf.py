@@ -1,0 +1,166 @@
+"""Where sessions wait for their next request, and which of them leaves when memory is wanted.
+
+Owns the idle sessions, their budget, and what is remembered of those that left but have a name or
+a pin: the KV cache service has their state. What leaves first is what costs least to get back, for
+the memory it holds and the time since it was used. Used by `prefix` and `sessions`, on the engine's
+thread; sizes may be read from any.
+"""
+
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from ds4_daemon.engine.labels import Label
+from ds4_daemon.engine.prefix_session import Session
+from ds4_daemon.engine.prefix_state import memory
+
+# Restoring takes about a tenth of the time of computing, and less for long prefixes.
+_RESTORE_SHARE = 0.1
+# Names that are remembered without their state: a few hundred bytes and four a token each.
+_MOST_SAVED = 256
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class Saved:
+    """A session that left memory: what the service needs to find it again."""
+
+    label: Label
+    salt: str
+    client: tuple[str, str]
+    ids: "array[int]"  # up to its last checkpoint
+    checkpoints: tuple[int, ...]  # ascending
+    used_s: float
+
+    @property
+    def length(self) -> int:
+        """Tokens that can be restored."""
+        return len(self.ids)
+
+
+class Shelf:
+    """`leave` saves a session that is to leave; it says whether the service can restore it."""
+
+    def __init__(self, budget_bytes: int, leave: Callable[[Session], bool]) -> None:
+        self.budget_bytes = budget_bytes
+        self.nbytes = 0
+        self.sessions: list[Session] = []  # least recently used first
+        self.saved: dict[str, Saved] = {}  # by id
+        self._leave = leave
+
+    def put(self, session: Session) -> None:
+        """Keep it, at the cost of others where the budget is spent."""
+        session.used_s = time.monotonic()
+        self.sessions.append(session)
+        self._fit(self.budget_bytes)
+
+    def take(self, session: Session) -> None:
+        """Give it to a request, or to nobody."""
+        self.sessions.remove(session)
+        self.nbytes = held_bytes(self.sessions)
+
+    def touch(self, session: Session) -> None:
+        """It was of use."""
+        session.used_s = time.monotonic()
+        self.sessions.remove(session)
+        self.sessions.append(session)
+
+    def free(self, nbytes: int) -> int:
+        """Have sessions leave until so many bytes came free, pinned ones too; the bytes that did.
+
+        For requests that run: what they need goes before what only may be needed.
+        """
+        before = self.nbytes
+        self._fit(max(before - nbytes, 0))
+        return before - self.nbytes
+
+    def remember(self, saved: Saved) -> None:
+        """List a session whose state the service has."""
+        self.saved[saved.label.id] = saved
+        while len(self.saved) > _MOST_SAVED:
+            oldest = min(self.saved.values(), key=lambda s: (s.label.pinned, s.used_s))
+            del self.saved[oldest.label.id]
+
+    def _fit(self, budget_bytes: int) -> None:
+        self.nbytes = held_bytes(self.sessions)
+        while self.sessions and self.nbytes > budget_bytes:
+            leaving = self._least()
+            self.sessions.remove(leaving)
+            self.nbytes = held_bytes(self.sessions)
+            restorable = self._leave(leaving)
+            if not leaving.label.kept:
+                continue
+            if restorable:
+                last = max(leaving.saved_checkpoints)
+                self.remember(
+                    Saved(
+                        leaving.label,
+                        leaving.salt,
+                        leaving.client,
+                        leaving.ids[:last],
+                        tuple(sorted(leaving.saved_checkpoints)),
+                        leaving.used_s,
+                    )
+                )
+            else:
+                _log.warning(
+                    "named session lost",
+                    session=leaving.label.id,
+                    tokens=leaving.length,
+                    why="memory was wanted, and no KV cache service has its state",
+                )
+
+    def _least(self) -> Session:
+        """The one to leave: pinned ones last, before them named ones that would be lost."""
+        own = own_bytes(self.sessions)
+        now_s = time.monotonic()
+        newest = self.sessions[-1]  # its client is there now
+
+        def value(session: Session) -> tuple[bool, bool, bool, float]:
+            saved = restorable_tokens(session)
+            lost = session.length - saved
+            cost = lost + _RESTORE_SHARE * saved
+            # How likely it is wanted again falls with the time that nobody wanted it.
+            worth = cost / (own[session] + 1) / (now_s - session.used_s + 1.0)
+            label = session.label
+            return label.pinned, label.kept and not saved, session is newest, worth
+
+        return min(self.sessions, key=value)
+
+
+def restorable_tokens(session: Session) -> int:
+    """Tokens of it that the service was given with a checkpoint."""
+    if session.chain.broken or not session.saved_checkpoints:
+        return 0
+    return max(session.saved_checkpoints)
+
+
+def held_bytes(sessions: Iterable[Session]) -> int:
+    """Memory of these sessions; what several share counts once."""
+    largest: dict[Hashable, int] = {}
+    for session in sessions:
+        for root, nbytes in _parts(session):
+            largest[root] = max(largest.get(root, 0), nbytes)
+    return sum(largest.values())
+
+
+def own_bytes(sessions: Iterable[Session]) -> dict[Session, int]:
+    """Memory that each of these holds alone."""
+    parts = {session: list(_parts(session)) for session in sessions}
+    holders = Counter(root for found in parts.values() for root in {root for root, _ in found})
+    return {
+        session: sum(nbytes for root, nbytes in found if holders[root] == 1)
+        for session, found in parts.items()
+    }
+
+
+def _parts(session: Session) -> Iterator[tuple[Hashable, int]]:
+    yield from memory(session.state)
+    for taken in (*session.snapshots.values(), session.latest):
+        if taken is not None:
+            yield id(taken), taken.nbytes
