@@ -60,6 +60,18 @@ class Settings(ProcessSettings):
     kv_canary_every: int = Field(
         100, ge=0, description="compute one in so many restores again when idle; 0: none"
     )
+    # Long enough for a program that was restarted to come back, or a person.
+    keep_finished_s: float = Field(
+        600.0, ge=0, description="how long the events of a request are kept after its end"
+    )
+    # Some hundred thousand tokens.
+    keep_finished_bytes: Bytes = Field(
+        64_000_000, ge=0, description="memory for them; the oldest go first"
+    )
+    # More than may run and wait ever sends, unless each prompt fills the context.
+    journal_bytes: Bytes = Field(
+        1_000_000_000, ge=0, description="most bytes on disk for requests that may be detached"
+    )
     # The model's release recommends sampling from the unchanged distribution.
     temperature: float = Field(1.0, ge=0, le=2, description="when a request sets none")
     top_p: float = Field(1.0, gt=0, le=1, description="when a request sets none")

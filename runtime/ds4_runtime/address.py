@@ -64,6 +64,11 @@ class Home:
         return self.path / "log"
 
     @property
+    def journal_dir(self) -> Path:
+        """What was promised to detached requests; 0700, for it holds what people asked."""
+        return self.path / "journal"
+
+    @property
     def models_dir(self) -> Path:
         """Models that ds4 itself put there."""
         return self.path / "models"
