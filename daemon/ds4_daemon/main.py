@@ -64,14 +64,19 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_daemon.engine.loop import Drained, Engine
     from ds4_daemon.engine.prefix import Prefixes
     from ds4_daemon.engine.reuse import Terms, make_prefixes
+    from ds4_daemon.journal.folder import Journal
     from ds4_daemon.model.files import open_model
     from ds4_daemon.model.load import check, load_network
     from ds4_daemon.model.network import Network
+    from ds4_daemon.rpc.accept import Acceptance
     from ds4_daemon.rpc.admin import Admin
     from ds4_daemon.rpc.inference import Inference
+    from ds4_daemon.rpc.kept import KeptRequests
     from ds4_daemon.rpc.model_status import model_status
     from ds4_daemon.rpc.request import Requests
+    from ds4_daemon.rpc.resume import Resumption
     from ds4_daemon.rpc.services import add_services
+    from ds4_daemon.rpc.sessions import Sessions
     from ds4_daemon.rpc.status_codes import STATUS_CODES
     from ds4_daemon.sched.policy import Limits
     from ds4_daemon.sched.sampling import Sampling
@@ -131,7 +136,18 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     requests = Requests(tokenizer, files.config.vocab_size, context_tokens, defaults, ladder)
     facts = model_status(name, path, files, context_tokens)
     admin = Admin(engine, facts, str(tenancy.home.path), drain, stopped.set)
-    add_services(server, Inference(engine, requests), admin)
+    sessions = Sessions(engine, tokenizer)
+
+    # What earlier requests were promised: known before a client asks, run once the engine runs.
+    journal = Journal(tenancy.home.journal_dir, settings.journal_bytes)
+    kept = KeptRequests(settings.keep_finished_s, settings.keep_finished_bytes)
+    acceptance = Acceptance(engine, tokenizer, journal, kept)
+    identity = f"{name} {facts.parameters} {facts.file_bytes}"
+    resumption = Resumption(engine, requests, acceptance, journal, identity)
+    await resumption.restore()
+
+    inference = Inference(engine, requests, acceptance, resumption)
+    add_services(server, inference, admin, sessions)
     await server.start()
 
     # Weights, one decoded token, and then it serves until something ends it.
@@ -142,6 +158,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 await starting  # raises what loading raised
+                resumption.start()
                 await server.set_serving(True)
                 _log.info("model served", model=name, socket=str(server.socket))
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -151,6 +168,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
             for task in (starting, *ends):
                 task.cancel()
             await server.stop(_FAREWELL_S)
+            await acceptance.close(_FAREWELL_S)
             await engine.close(_FAREWELL_S)
             if engine.prefixes is not None:
                 await asyncio.to_thread(engine.prefixes.close_link, _SAVING_S)

@@ -11,8 +11,6 @@ from ds4.v1 import (
     kvcache_pb2,
     kvcache_pb2_grpc,
     kvstore_pb2,
-    sessions_pb2,
-    sessions_pb2_grpc,
     types_pb2,
 )
 from ds4.v1 import inference_pb2 as pb
@@ -139,7 +137,6 @@ def test_what_is_not_built_says_so(daemon: Daemon) -> None:
 
         inference = inference_pb2_grpc.InferenceStub(channel)
         admin = admin_pb2_grpc.AdminStub(channel)
-        sessions = sessions_pb2_grpc.SessionsStub(channel)
         cache = kvcache_pb2_grpc.KvCacheStub(channel)
         detached = pb.GenerateRequest(prompt=IDS, detach=True)
         kept = pb.GenerateRequest(prompt=IDS, session="s")
@@ -151,10 +148,6 @@ def test_what_is_not_built_says_so(daemon: Daemon) -> None:
             ("LOAD_NOT_BUILT", lambda: admin.Load(admin_pb2.LoadRequest())),
             ("UNLOAD_NOT_BUILT", lambda: admin.Unload(admin_pb2.UnloadRequest())),
             ("METRICS_NOT_BUILT", lambda: admin.Metrics(admin_pb2.MetricsRequest())),
-            (
-                "SESSIONS_NOT_BUILT",
-                lambda: sessions.ListSessions(sessions_pb2.ListSessionsRequest()),
-            ),
             ("KV_CACHE_NOT_BUILT", lambda: cache.Stat(kvstore_pb2.StatRequest())),
             ("KV_CACHE_NOT_BUILT", lambda: cache.Put(iter([kvcache_pb2.PutRequest()]))),
             ("KV_CACHE_NOT_BUILT", lambda: cache.Fetch(kvcache_pb2.FetchRequest())),

@@ -5,17 +5,9 @@ Registered so that a client learns why, instead of gRPC's bare UNIMPLEMENTED. Ma
 
 from typing import NoReturn
 
-from ds4.v1 import kvcache_pb2_grpc, sessions_pb2_grpc
+from ds4.v1 import kvcache_pb2_grpc
 
 from ds4_daemon.errors import NotBuiltError
-
-
-def _no_sessions(self: object, request: object, context: object) -> NoReturn:
-    raise NotBuiltError(
-        "SESSIONS_NOT_BUILT",
-        "sessions are not kept beyond their request yet",
-        "send the whole conversation with each request",
-    )
 
 
 def _no_cache(self: object, request: object, context: object) -> NoReturn:
@@ -24,13 +16,6 @@ def _no_cache(self: object, request: object, context: object) -> NoReturn:
         "ds4-daemon keeps no KV cache; ds4-kvcache does",
         "ask on that process's socket",
     )
-
-
-class Sessions(sessions_pb2_grpc.SessionsServicer):
-    """Live sessions by name: not built."""
-
-    ListSessions = ForkSession = RewindSession = _no_sessions
-    NameSession = PinSession = DeleteSession = _no_sessions
 
 
 class KvCache(kvcache_pb2_grpc.KvCacheServicer):

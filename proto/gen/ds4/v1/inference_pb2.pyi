@@ -166,7 +166,10 @@ class GenerateRequest(_message.Message):
     detach: _builtins.bool
     """Go on when the connection is lost; `Attach` rejoins."""
     session: _builtins.str
-    """Name of a session (see `Sessions`) to extend and keep; empty: none."""
+    """Name of a session (see `Sessions`) to extend and keep; empty: none. There need be none yet.
+    Where the prompt leaves what it holds, it is taken back to what they have in common. Refused
+    while another request runs on it, or when its salt is another one.
+    """
     @_builtins.property
     def client(self) -> _types_pb2.ClientInfo:
         """Who asks."""

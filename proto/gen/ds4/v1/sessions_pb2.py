@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from ds4.v1 import types_pb2 as ds4_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64s4/v1/sessions.proto\x12\x06\x64s4.v1\x1a\x12\x64s4/v1/types.proto\"\xe6\x01\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.ds4.v1.SessionState\x12\"\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x12.ds4.v1.ClientInfo\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x11\n\town_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x07 \x01(\x04\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x0e\n\x06idle_s\x18\t \x01(\x02\x12\x0c\n\x04salt\x18\n \x01(\t\x12\x11\n\ttail_text\x18\x0b \x01(\t\"*\n\x13ListSessionsRequest\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\"9\n\x14ListSessionsResponse\x12!\n\x08sessions\x18\x01 \x03(\x0b\x32\x0f.ds4.v1.Session\"W\n\x12\x46orkSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\x08\x61t_token\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_at_token\"7\n\x13\x46orkSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\"<\n\x14RewindSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0bkeep_tokens\x18\x02 \x01(\r\"S\n\x15RewindSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\x12\x18\n\x10recompute_tokens\x18\x02 \x01(\r\"3\n\x12NameSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"7\n\x13NameSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\"4\n\x11PinSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"6\n\x12PinSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\"\'\n\x14\x44\x65leteSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\",\n\x15\x44\x65leteSessionResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04*x\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x16\n\x12SESSION_STATE_IDLE\x10\x02\x12\x17\n\x13SESSION_STATE_SAVED\x10\x03\x32\xc6\x03\n\x08Sessions\x12I\n\x0cListSessions\x12\x1b.ds4.v1.ListSessionsRequest\x1a\x1c.ds4.v1.ListSessionsResponse\x12\x46\n\x0b\x46orkSession\x12\x1a.ds4.v1.ForkSessionRequest\x1a\x1b.ds4.v1.ForkSessionResponse\x12L\n\rRewindSession\x12\x1c.ds4.v1.RewindSessionRequest\x1a\x1d.ds4.v1.RewindSessionResponse\x12\x46\n\x0bNameSession\x12\x1a.ds4.v1.NameSessionRequest\x1a\x1b.ds4.v1.NameSessionResponse\x12\x43\n\nPinSession\x12\x19.ds4.v1.PinSessionRequest\x1a\x1a.ds4.v1.PinSessionResponse\x12L\n\rDeleteSession\x12\x1c.ds4.v1.DeleteSessionRequest\x1a\x1d.ds4.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64s4/v1/sessions.proto\x12\x06\x64s4.v1\x1a\x12\x64s4/v1/types.proto\"\xe6\x01\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.ds4.v1.SessionState\x12\"\n\x06\x63lient\x18\x04 \x01(\x0b\x32\x12.ds4.v1.ClientInfo\x12\x0e\n\x06tokens\x18\x05 \x01(\r\x12\x11\n\town_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\x07 \x01(\x04\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x0e\n\x06idle_s\x18\t \x01(\x02\x12\x0c\n\x04salt\x18\n \x01(\t\x12\x11\n\ttail_text\x18\x0b \x01(\t\"*\n\x13ListSessionsRequest\x12\x13\n\x0b\x63lient_name\x18\x01 \x01(\t\"9\n\x14ListSessionsResponse\x12!\n\x08sessions\x18\x01 \x03(\x0b\x32\x0f.ds4.v1.Session\"W\n\x12\x46orkSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\x08\x61t_token\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_at_token\"Q\n\x13\x46orkSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\x12\x18\n\x10recompute_tokens\x18\x02 \x01(\r\"<\n\x14RewindSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0bkeep_tokens\x18\x02 \x01(\r\"S\n\x15RewindSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\x12\x18\n\x10recompute_tokens\x18\x02 \x01(\r\"3\n\x12NameSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"7\n\x13NameSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\"4\n\x11PinSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\"6\n\x12PinSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.ds4.v1.Session\"\'\n\x14\x44\x65leteSessionRequest\x12\x0f\n\x07session\x18\x01 \x01(\t\",\n\x15\x44\x65leteSessionResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04*x\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x16\n\x12SESSION_STATE_IDLE\x10\x02\x12\x17\n\x13SESSION_STATE_SAVED\x10\x03\x32\xc6\x03\n\x08Sessions\x12I\n\x0cListSessions\x12\x1b.ds4.v1.ListSessionsRequest\x1a\x1c.ds4.v1.ListSessionsResponse\x12\x46\n\x0b\x46orkSession\x12\x1a.ds4.v1.ForkSessionRequest\x1a\x1b.ds4.v1.ForkSessionResponse\x12L\n\rRewindSession\x12\x1c.ds4.v1.RewindSessionRequest\x1a\x1d.ds4.v1.RewindSessionResponse\x12\x46\n\x0bNameSession\x12\x1a.ds4.v1.NameSessionRequest\x1a\x1b.ds4.v1.NameSessionResponse\x12\x43\n\nPinSession\x12\x19.ds4.v1.PinSessionRequest\x1a\x1a.ds4.v1.PinSessionResponse\x12L\n\rDeleteSession\x12\x1c.ds4.v1.DeleteSessionRequest\x1a\x1d.ds4.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ds4.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONSTATE']._serialized_start=989
-  _globals['_SESSIONSTATE']._serialized_end=1109
+  _globals['_SESSIONSTATE']._serialized_start=1015
+  _globals['_SESSIONSTATE']._serialized_end=1135
   _globals['_SESSION']._serialized_start=54
   _globals['_SESSION']._serialized_end=284
   _globals['_LISTSESSIONSREQUEST']._serialized_start=286
@@ -43,23 +43,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORKSESSIONREQUEST']._serialized_start=389
   _globals['_FORKSESSIONREQUEST']._serialized_end=476
   _globals['_FORKSESSIONRESPONSE']._serialized_start=478
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=533
-  _globals['_REWINDSESSIONREQUEST']._serialized_start=535
-  _globals['_REWINDSESSIONREQUEST']._serialized_end=595
-  _globals['_REWINDSESSIONRESPONSE']._serialized_start=597
-  _globals['_REWINDSESSIONRESPONSE']._serialized_end=680
-  _globals['_NAMESESSIONREQUEST']._serialized_start=682
-  _globals['_NAMESESSIONREQUEST']._serialized_end=733
-  _globals['_NAMESESSIONRESPONSE']._serialized_start=735
-  _globals['_NAMESESSIONRESPONSE']._serialized_end=790
-  _globals['_PINSESSIONREQUEST']._serialized_start=792
-  _globals['_PINSESSIONREQUEST']._serialized_end=844
-  _globals['_PINSESSIONRESPONSE']._serialized_start=846
-  _globals['_PINSESSIONRESPONSE']._serialized_end=900
-  _globals['_DELETESESSIONREQUEST']._serialized_start=902
-  _globals['_DELETESESSIONREQUEST']._serialized_end=941
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=943
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=987
-  _globals['_SESSIONS']._serialized_start=1112
-  _globals['_SESSIONS']._serialized_end=1566
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=559
+  _globals['_REWINDSESSIONREQUEST']._serialized_start=561
+  _globals['_REWINDSESSIONREQUEST']._serialized_end=621
+  _globals['_REWINDSESSIONRESPONSE']._serialized_start=623
+  _globals['_REWINDSESSIONRESPONSE']._serialized_end=706
+  _globals['_NAMESESSIONREQUEST']._serialized_start=708
+  _globals['_NAMESESSIONREQUEST']._serialized_end=759
+  _globals['_NAMESESSIONRESPONSE']._serialized_start=761
+  _globals['_NAMESESSIONRESPONSE']._serialized_end=816
+  _globals['_PINSESSIONREQUEST']._serialized_start=818
+  _globals['_PINSESSIONREQUEST']._serialized_end=870
+  _globals['_PINSESSIONRESPONSE']._serialized_start=872
+  _globals['_PINSESSIONRESPONSE']._serialized_end=926
+  _globals['_DELETESESSIONREQUEST']._serialized_start=928
+  _globals['_DELETESESSIONREQUEST']._serialized_end=967
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=969
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1013
+  _globals['_SESSIONS']._serialized_start=1138
+  _globals['_SESSIONS']._serialized_end=1592
 # @@protoc_insertion_point(module_scope)

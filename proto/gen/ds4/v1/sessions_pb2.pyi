@@ -172,7 +172,9 @@ class ForkSessionRequest(_message.Message):
     name: _builtins.str
     """Name of the new one; empty: none."""
     at_token: _builtins.int
-    """Position to fork at; not set: its end."""
+    """Position to fork at; not set: its end. State exists at the end of a session that no request
+    runs on, and at checkpoints: elsewhere the fork is made of the last one before.
+    """
     def __init__(
         self,
         *,
@@ -197,6 +199,9 @@ class ForkSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    RECOMPUTE_TOKENS_FIELD_NUMBER: _builtins.int
+    recompute_tokens: _builtins.int
+    """Tokens from its end to the position asked for; 0: it is there."""
     @_builtins.property
     def session(self) -> Global___Session:
         """The fork."""
@@ -205,10 +210,11 @@ class ForkSessionResponse(_message.Message):
         self,
         *,
         session: Global___Session | None = ...,
+        recompute_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recompute_tokens", b"recompute_tokens", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

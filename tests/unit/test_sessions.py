@@ -1,0 +1,183 @@
+"""Sessions that have a name or a pin: what becomes of them, and what forking and rewinding cost."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from ds4_daemon.engine.loop import Engine
+from ds4_daemon.engine.sessions import Info, Sessions, Where
+from ds4_daemon.errors import ConflictError, DaemonError, NotFoundError, RequestError
+from ds4_daemon.model.load import load_network
+from ds4_daemon.model.network import Network
+from ds4_daemon.sched.sequence import Client
+
+from tests.model.random_models import CONFIGS, random_ids, random_tensors, write_release
+from tests.unit.test_prefix_live import finish, greedy, sequence, with_engine
+
+CONFIG = CONFIGS["true-heads"]
+FIRST = random_ids(CONFIG, 300, 1).tolist()
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    folder = write_release(tmp_path_factory.mktemp("m") / "m", CONFIG, random_tensors(CONFIG, 2))
+    return load_network(folder, device="cpu")
+
+
+def with_sessions(
+    network: Network, body: Callable[[Engine, Sessions], Awaitable[None]], live_bytes: int = 10**9
+) -> None:
+    async def run(engine: Engine) -> None:
+        assert engine.prefixes is not None
+        await body(engine, Sessions(engine.prefixes))
+
+    with_engine(network, run, live_bytes)
+
+
+def only(sessions: Sessions) -> Info:
+    (found,) = sessions.list()
+    return found
+
+
+def reason(call: Callable[[], object], kind: type[DaemonError]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    assert caught.value.hint
+    return caught.value.reason
+
+
+def test_a_named_session_is_extended_and_kept(network: Network) -> None:
+    """A name makes a session, the next request under it goes on with it, and it keeps its id."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        one = sequence("1", FIRST, 4, session="mine", client=Client("app", "1"))
+        answer = await finish(engine, one)
+        made = only(sessions)
+        assert (made.name, made.where, made.tokens) == ("mine", Where.IDLE, 303)
+        assert made.tail_ids == tuple([*FIRST, *answer][279:303])
+        assert made.client == ("app", "1")
+        longer = [*FIRST, *answer, *FIRST[:20]]
+        two = sequence("2", longer, 4, session="mine", client=Client("app", "2"))
+        await finish(engine, two)
+        assert two.cached_live_tokens == 303
+        grown = only(sessions)
+        assert (grown.id, grown.name, grown.tokens) == (made.id, "mine", 327)
+        assert grown.client == ("app", "2")
+        assert grown.own_bytes > 0
+        assert grown.shared_bytes == 0
+
+    with_sessions(network, body)
+
+
+def test_a_prompt_that_leaves_a_named_session_takes_its_name_back(network: Network) -> None:
+    """What they have in common is not computed, and the name is on the new state only."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        await finish(engine, sequence("1", FIRST, 4, session="mine"))
+        before = only(sessions)
+        other = sequence("2", [*FIRST[:280], *FIRST[:40]], 4, session="mine")
+        await finish(engine, other)
+        assert other.cached_live_tokens == 256
+        named = [info for info in sessions.list() if info.name]
+        assert [(info.id, info.tokens) for info in named] == [(before.id, 323)]
+
+    with_sessions(network, body)
+
+
+def test_who_does_not_name_a_session_leaves_it_as_it_is(network: Network) -> None:
+    """A prompt that goes on from a named session without its name gets a fork of its end."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        answer = await finish(engine, sequence("1", FIRST, 4, session="mine"))
+        longer = [*FIRST, *answer, 5, 6]
+        two = sequence("2", longer, 4)
+        got = await finish(engine, two)
+        assert two.cached_live_tokens == 303
+        assert got == greedy(network, [256, *range(300, 304)], longer, 4)
+        assert sorted((i.name, i.tokens) for i in sessions.list()) == [("", 309), ("mine", 303)]
+
+    with_sessions(network, body)
+
+
+@pytest.mark.parametrize(("at", "tokens"), [(None, 303), (303, 303), (290, 256), (100, 0)])
+def test_a_fork_costs_no_prefill(network: Network, at: int | None, tokens: int) -> None:
+    """It is the same state in the same memory, up to its end or the last boundary before."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        answer = await finish(engine, sequence("1", FIRST, 4, session="mine"))
+        steps, source = engine.totals.steps, only(sessions)
+        moved = sessions.fork("mine", "other", at)
+        assert engine.totals.steps == steps
+        assert moved.info.tokens == tokens
+        assert moved.recompute_tokens == (at or 303) - tokens
+        both = {info.name: info for info in sessions.list()}
+        assert both["mine"].id == source.id != both["other"].id
+        if tokens:
+            assert both["other"].shared_bytes > both["other"].own_bytes
+            assert engine.prefixes is not None
+            assert engine.prefixes.idle_bytes < 1.5 * source.own_bytes
+        for name in ("other", "mine"):  # each goes on, and neither sees the other
+            prompt = [*FIRST, *answer, *([7, 8] if name == "mine" else [9])]
+            asked = sequence(name, prompt, 4, session=name)
+            got = await finish(engine, asked)
+            assert got == greedy(network, [256, *range(300, 304)], prompt, 4)
+            assert asked.cached_live_tokens == 303
+
+    with_sessions(network, body)
+
+
+def test_rewinding_goes_to_a_kept_boundary(network: Network) -> None:
+    """It says what its next request computes again, and that request gets the right tokens."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        await finish(engine, sequence("1", FIRST, 4, session="mine"))
+        moved = sessions.rewind("mine", 280)
+        assert (moved.info.tokens, moved.recompute_tokens) == (256, 24)
+        assert only(sessions).tokens == 256
+        again = [*FIRST[:280], 5, 6, 7]
+        two = sequence("2", again, 4, session="mine")
+        assert await finish(engine, two) == greedy(network, [256], again, 4)
+        assert two.cached_live_tokens == 256
+        assert only(sessions).id == moved.info.id
+
+    with_sessions(network, body)
+
+
+def test_sessions_can_be_named_pinned_and_deleted(network: Network) -> None:
+    """By id or name; a deleted one is gone and its memory free."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        await finish(engine, sequence("1", FIRST, client=Client("app")))
+        found = only(sessions)
+        assert sessions.name(found.id, "a").name == "a"
+        assert sessions.pin("a", pinned=True).pinned
+        assert sessions.name("a", "b").id == found.id
+        assert not sessions.pin("b", pinned=False).pinned
+        assert sessions.name("b", "").name == ""
+        assert [info.id for info in sessions.list("app")] == [found.id]
+        assert not sessions.list("other")
+        assert sessions.delete(found.id) == found.own_bytes
+        assert not sessions.list()
+        assert engine.prefixes is not None
+        assert engine.prefixes.idle_bytes == 0
+
+    with_sessions(network, body)
+
+
+def test_what_cannot_be_done_is_refused(network: Network) -> None:
+    """With a reason and a hint, and nothing has changed then."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        await finish(engine, sequence("1", FIRST, session="a"))
+        sessions.fork("a", "b", None)
+        before = [info[:5] for info in sessions.list()]
+        assert reason(lambda: sessions.fork("c", "", None), NotFoundError) == "SESSION_NOT_FOUND"
+        assert reason(lambda: sessions.delete(""), NotFoundError) == "SESSION_NOT_FOUND"
+        assert reason(lambda: sessions.fork("a", "b", None), ConflictError) == "NAME_TAKEN"
+        assert reason(lambda: sessions.name("a", "b"), ConflictError) == "NAME_TAKEN"
+        assert reason(lambda: sessions.name("a", "ä"), RequestError) == "BAD_SESSION_NAME"
+        assert reason(lambda: sessions.name("a", "s-01234567"), RequestError) == "BAD_SESSION_NAME"
+        assert reason(lambda: sessions.fork("a", "", 304), RequestError) == "POSITION_PAST_END"
+        assert reason(lambda: sessions.rewind("a", 304), RequestError) == "POSITION_PAST_END"
+        assert [info[:5] for info in sessions.list()] == before
+
+    with_sessions(network, body)
