@@ -169,6 +169,13 @@ class AsyncClient:
         request = inference_pb2.CancelRequest(request_id=request_id)
         return (await self._call(self._inference.Cancel, request)).cancelled
 
+    async def estimate(
+        self, prompt: Prompt, **options: Unpack[Options]
+    ) -> inference_pb2.EstimateResponse:
+        """What such a request would cost now; nothing runs."""
+        request = inference_pb2.EstimateRequest(request=to_request(self.name, prompt, options))
+        return await self._call(self._inference.Estimate, request)
+
     async def tokenize(
         self, prompt: Prompt, *, pieces: bool = False
     ) -> inference_pb2.TokenizeResponse:

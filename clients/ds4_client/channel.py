@@ -31,8 +31,9 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Only what may come twice: reading, and a Cancel, whose second finds the request already gone.
 # A second Generate could run beside the first.
 _SAFE_TO_REPEAT = {
-    "ds4.v1.Inference": ("Tokenize", "Detokenize", "Render", "Cancel"),
+    "ds4.v1.Inference": ("Tokenize", "Detokenize", "Render", "Cancel", "Estimate"),
     "ds4.v1.Admin": ("Status",),
+    "ds4.v1.Sessions": ("ListSessions",),
     "ds4.v1.KvCache": ("Stat", "List", "Inspect"),
 }
 # Short, for it bridges a restart of the socket only: a daemon that is not there is said at once.

@@ -166,6 +166,13 @@ class Client:
         request = inference_pb2.CancelRequest(request_id=request_id)
         return self._call(self._inference.Cancel, request).cancelled
 
+    def estimate(
+        self, prompt: Prompt, **options: Unpack[Options]
+    ) -> inference_pb2.EstimateResponse:
+        """What such a request would cost now; nothing runs."""
+        request = inference_pb2.EstimateRequest(request=to_request(self.name, prompt, options))
+        return self._call(self._inference.Estimate, request)
+
     def tokenize(self, prompt: Prompt, *, pieces: bool = False) -> inference_pb2.TokenizeResponse:
         """The token ids that `generate` would use, and on request the piece of each."""
         request = inference_pb2.TokenizeRequest(prompt=to_prompt(prompt), pieces=pieces)

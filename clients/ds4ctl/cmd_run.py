@@ -1,22 +1,12 @@
 """`ds4ctl run`: one prompt, one answer. The answer is all that standard output gets."""
 
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ds4ctl.options import (
-    COUNT,
-    generation_options,
-    home_option,
-    json_option,
-    open_client,
-    read_input,
-)
-from ds4ctl.output import Screen, record, summary, write_json
-
-if TYPE_CHECKING:
-    from ds4_client import Prompt
+from ds4ctl.asking import prompt_of
+from ds4ctl.options import COUNT, generation_options, home_option, json_option, open_client
+from ds4ctl.output import Screen, record, say, summary, tell, write_json
 
 
 @click.command()
@@ -31,6 +21,9 @@ if TYPE_CHECKING:
     help="With --logprobs: N others beside it.",
 )
 @click.option("--quiet", is_flag=True, help="No line about speed and usage.")
+@click.option(
+    "--detach", is_flag=True, help="Write the request's id and leave; `ds4ctl attach` follows it."
+)
 @generation_options
 @json_option
 @home_option
@@ -38,6 +31,7 @@ def run(
     prompt: str | None,
     raw: bool,
     quiet: bool,
+    detach: bool,
     as_json: bool,
     system: str | None,
     thinking: bool | None,
@@ -49,27 +43,25 @@ def run(
 
     Tokens go to standard output as they come, speed and usage to standard error.
     """
-    if options["logprobs"] and not as_json:
+    if options["logprobs"] and not (as_json or detach):
         raise click.UsageError("--logprobs needs --json")
     if options["top_logprobs"] and not options["logprobs"]:
         raise click.UsageError("--top-logprobs needs --logprobs")
-    if raw and (system is not None or thinking is not None or effort is not None):
-        raise click.UsageError("--raw has no system prompt and no reasoning")
-    if prompt is None and sys.stdin.isatty():
-        raise click.UsageError("no prompt: give one as an argument or on standard input")
-    text = read_input() if prompt is None or prompt == "-" else prompt
-    if not raw:
-        # What a shell adds to a line is not a part of the question.
-        text = text.removesuffix("\n")
-        if not text.strip():
-            raise click.UsageError("the prompt is empty")
+    asked = prompt_of(prompt, raw=raw, system=system, thinking=thinking, effort=effort)
 
-    from ds4_client import Chat, Collector, Message, Text
+    from ds4_client import Accepted, Collector
 
-    asked: Prompt = Text(text)
-    if not raw:
-        turns = [Message("system", system)] if system else []
-        asked = Chat([*turns, Message("user", text)], thinking=thinking, effort=effort)
+    if detach:
+        with open_client() as client, client.generate(asked, detach=True, **options) as stream:
+            # Left once it has its place: from then on it needs nobody.
+            request_id = next(one.request_id for one in stream if isinstance(one, Accepted))
+        if as_json:
+            write_json({"request_id": request_id})
+        else:
+            tell([request_id])
+            if not quiet:
+                say(f"it runs; follow it with `ds4ctl attach {request_id}`")
+        return
     screen, collector = Screen(show_reasoning=show_reasoning, quiet=as_json), Collector()
     try:
         with open_client() as client, client.generate(asked, **options) as stream:

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import click
 
+from ds4ctl.cmd_attach import attach
 from ds4ctl.cmd_cache import cache
 from ds4ctl.cmd_cache_change import COMMANDS as CACHE_CHANGES
 from ds4ctl.cmd_cancel import cancel
 from ds4ctl.cmd_chat import chat
+from ds4ctl.cmd_estimate import estimate
+from ds4ctl.cmd_ps import ps
 from ds4ctl.cmd_run import run
+from ds4ctl.cmd_sessions import sessions
 from ds4ctl.cmd_status import status
 from ds4ctl.cmd_tokenize import tokenize
 from ds4ctl.explain import ExitCode, explain, report
@@ -34,7 +38,7 @@ def ds4ctl() -> None:
     """Talk to the model that ds4-daemon has loaded on this machine."""
 
 
-for _command in (run, chat, status, tokenize, cancel, cache):
+for _command in (run, chat, status, ps, attach, cancel, estimate, tokenize, sessions, cache):
     ds4ctl.add_command(_command)
 for _command in CACHE_CHANGES:
     cache.add_command(_command)

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from ds4_client import Client
+    from ds4_client.sessions import SessionsClient
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -86,6 +87,13 @@ _GENERATION = (
         type=click.Choice(["low", "high", "xhigh", "max"]),
         help="How long to reason.",
     ),
+    click.option("--session", default="", metavar="NAME", help="Extend and keep the session NAME."),
+    click.option(
+        "--priority",
+        type=click.Choice(["interactive", "normal", "background"]),
+        default="normal",
+        help="How urgent it is beside others.",
+    ),
     click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
     click.option(
         "--reasoning/--no-reasoning",
@@ -114,6 +122,13 @@ def open_client() -> "Client":
     from ds4_client import Client
 
     return Client(home(), name="ds4ctl")
+
+
+def open_sessions() -> "SessionsClient":
+    """A client of the sessions of that home."""
+    from ds4_client.sessions import SessionsClient
+
+    return SessionsClient(home())
 
 
 def read_input() -> str:

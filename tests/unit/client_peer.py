@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
-from ds4.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, types_pb2
+from ds4.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    sessions_pb2_grpc,
+    types_pb2,
+)
 from ds4.v1.inference_pb2 import (
     Accepted,
     Delta,
@@ -24,6 +31,8 @@ from ds4.v1.inference_pb2 import (
     Usage,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from tests.unit.sessions_peer import SessionsPeer
 
 Script = Callable[[GenerateRequest, grpc.ServicerContext], Iterator[GenerateEvent]]
 
@@ -116,6 +125,8 @@ class Peer(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServicer):
         self.arrived = threading.Event()
         self.left = threading.Event()
         self.cancelled: list[str] = []
+        self.estimate = inference_pb2.EstimateResponse()
+        self.sessions = SessionsPeer()
         self.status = admin_pb2.StatusResponse(
             process=admin_pb2.ProcessStatus(
                 name="ds4-daemon", version="0.1.0", pid=4321, uptime_s=3725.0,
@@ -142,6 +153,7 @@ class Peer(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServicer):
         self._server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
         inference_pb2_grpc.add_InferenceServicer_to_server(self, self._server)
         admin_pb2_grpc.add_AdminServicer_to_server(self, self._server)
+        sessions_pb2_grpc.add_SessionsServicer_to_server(self.sessions, self._server)
         self.health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self._server.add_insecure_port(f"unix:{run_dir / 'daemon.sock'}")
@@ -181,6 +193,12 @@ class Peer(inference_pb2_grpc.InferenceServicer, admin_pb2_grpc.AdminServicer):
     ) -> inference_pb2.CancelResponse:
         self.cancelled.append(request.request_id)
         return inference_pb2.CancelResponse(cancelled=request.request_id == "r7")
+
+    def Estimate(  # noqa: N802
+        self, request: inference_pb2.EstimateRequest, context: Any
+    ) -> inference_pb2.EstimateResponse:
+        self.requests.append(request.request)
+        return self.estimate
 
     def Tokenize(  # noqa: N802
         self, request: inference_pb2.TokenizeRequest, context: Any
