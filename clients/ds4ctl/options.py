@@ -91,8 +91,9 @@ _GENERATION = (
     click.option(
         "--priority",
         type=click.Choice(["interactive", "normal", "background"]),
-        default="normal",
-        help="How urgent it is beside others.",
+        # A person waits at a terminal, a program behind a pipe.
+        default=lambda: "interactive" if sys.stdout.isatty() else "normal",
+        help="How urgent it is beside others; at a terminal: interactive.",
     ),
     click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
     click.option(
