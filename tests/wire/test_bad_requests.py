@@ -138,12 +138,9 @@ def test_what_is_not_built_says_so(daemon: Daemon) -> None:
         inference = inference_pb2_grpc.InferenceStub(channel)
         admin = admin_pb2_grpc.AdminStub(channel)
         cache = kvcache_pb2_grpc.KvCacheStub(channel)
-        detached = pb.GenerateRequest(prompt=IDS, detach=True)
         kept = pb.GenerateRequest(prompt=IDS, session="s")
         calls: list[tuple[str, Callable[[], Any]]] = [
-            ("ATTACH_NOT_BUILT", lambda: inference.Attach(pb.AttachRequest())),
             ("ESTIMATE_NOT_BUILT", lambda: inference.Estimate(pb.EstimateRequest())),
-            ("DETACH_NOT_BUILT", lambda: inference.Generate(detached)),
             ("SESSIONS_NOT_BUILT", lambda: inference.Generate(kept)),
             ("LOAD_NOT_BUILT", lambda: admin.Load(admin_pb2.LoadRequest())),
             ("UNLOAD_NOT_BUILT", lambda: admin.Unload(admin_pb2.UnloadRequest())),

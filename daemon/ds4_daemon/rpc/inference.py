@@ -1,6 +1,6 @@
-"""The Inference service: each call of the contract, in a few lines over `request` and `stream`.
+"""The Inference service: each call of the contract, in a few lines over the modules beside it.
 
-Owns nothing but the order of things: check off the event loop, run, follow. What is in the
+Owns nothing but the order of things: check off the event loop, accept, follow. What is in the
 contract and not served yet is refused by name. Made by `main`; errors are translated outside.
 """
 
@@ -15,18 +15,25 @@ from ds4.v1 import inference_pb2_grpc, types_pb2
 
 from ds4_daemon.engine.loop import Engine
 from ds4_daemon.errors import NotBuiltError
+from ds4_daemon.rpc.accept import Acceptance, digest
+from ds4_daemon.rpc.answer import token_piece
 from ds4_daemon.rpc.explain import explain
 from ds4_daemon.rpc.offload import Offload
-from ds4_daemon.rpc.request import Requests, check_salt
-from ds4_daemon.rpc.stream import follow, token_piece
+from ds4_daemon.rpc.request import Job, Requests, check_salt
+from ds4_daemon.rpc.resume import Resumption
+from ds4_daemon.rpc.stream import follow
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
     """Serves one engine and its model's text."""
 
-    def __init__(self, engine: Engine, requests: Requests) -> None:
+    def __init__(
+        self, engine: Engine, requests: Requests, acceptance: Acceptance, resumption: Resumption
+    ) -> None:
         self._engine = engine
         self._requests = requests
+        self._acceptance = acceptance
+        self._resumption = resumption
         self._offload = Offload(engine.room.capacity)
 
     async def Generate(
@@ -34,15 +41,30 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[pb.GenerateEvent]:
         arrived_s = time.monotonic()
         self._engine.check_open()  # before the work of rendering a prompt that cannot run
-        job = await self._offload.run(
-            request.ByteSize(), partial(self._requests.job, request, arrived_s)
-        )
-        async with aclosing(follow(self._engine, job, self._requests.tokenizer)) as events:
+
+        def check() -> tuple[Job, str, bytes | None]:
+            job = self._requests.job(request, arrived_s)
+            content = digest(request)
+            if not request.detach:
+                return job, content, None
+            return job, content, self._resumption.entry(request, job, content)
+
+        job, content, entry = await self._offload.run(request.ByteSize(), check)
+        kept = await self._acceptance.take(job, content, entry)
+        async with aclosing(follow(self._engine, kept, 0)) as events:
+            async for event in events:
+                yield event
+
+    async def Attach(
+        self, request: pb.AttachRequest, context: object
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        kept = self._acceptance.requests.of(request.request_id, request.client.name)
+        async with aclosing(follow(self._engine, kept, request.offset)) as events:
             async for event in events:
                 yield event
 
     async def Cancel(self, request: pb.CancelRequest, context: object) -> pb.CancelResponse:
-        return pb.CancelResponse(cancelled=self._engine.cancel(request.request_id))
+        return pb.CancelResponse(cancelled=self._acceptance.cancel(request.request_id))
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: object) -> pb.TokenizeResponse:
         def tokenize() -> pb.TokenizeResponse:
@@ -72,13 +94,6 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             return pb.RenderResponse(text=prompt.text, tokens=types_pb2.TokenIds(ids=prompt.ids))
 
         return await self._offload.run(request.ByteSize(), rendered)
-
-    def Attach(self, request: object, context: object) -> NoReturn:
-        raise NotBuiltError(
-            "ATTACH_NOT_BUILT",
-            "a request ends with its call, so there is nothing to rejoin yet",
-            "keep the call of Generate open",
-        )
 
     def Estimate(self, request: object, context: object) -> NoReturn:
         raise NotBuiltError(

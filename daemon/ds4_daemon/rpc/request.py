@@ -39,6 +39,7 @@ class Job:
 
     sequence: Sequence
     parser: OutputParser
+    resumed_tokens: int = 0  # of the sequence's prompt: generated before the daemon was restarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,6 @@ class Requests:
                 "BAD_REQUEST_ID",
                 "the request id is too long or has other characters than it may",
                 "use up to 128 letters, digits, '.', '_', ':' and '-', or leave it empty",
-            )
-        if request.detach:
-            raise NotBuiltError(
-                "DETACH_NOT_BUILT", "requests cannot outlive their call yet", "leave out `detach`"
             )
         if request.session:
             raise NotBuiltError(

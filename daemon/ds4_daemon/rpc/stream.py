@@ -1,88 +1,51 @@
-"""From the engine's events to the events of the contract: ids become text, text becomes deltas.
+"""From the engine's events to a request's log, and from the log to those who read it.
 
-Owns one request's way out: accepted, progress while there is no token, deltas, finished. Tokens
-that came while the client was busy leave together, so a slow one gets fewer and larger events.
-However it is left, its sequence is freed. Called by `inference`.
+One task a request takes what the engine makes of it, and each reader follows the log at its own
+pace: whoever comes late or is slow gets the same text in fewer events. A request whose last reader
+left is cancelled, unless it asked to go on. Called by `inference` and `resume`.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from dataclasses import replace
+from collections.abc import AsyncGenerator
 
 import structlog
 from ds4.v1 import inference_pb2 as pb
-from ds4.v1 import types_pb2
 
-from ds4_daemon.engine.loop import Ended, Engine, Event, Events, Generated
-from ds4_daemon.engine.sampler import Choice, TokenLogprob
-from ds4_daemon.errors import DaemonError, UnavailableError
+from ds4_daemon.engine.loop import Ended, Engine, Event, Events
+from ds4_daemon.errors import DaemonError, EngineError, RequestError, UnavailableError
+from ds4_daemon.rpc.answer import Answer
+from ds4_daemon.rpc.kept import Kept, KeptRequests
 from ds4_daemon.rpc.request import Job
 from ds4_daemon.sched.sequence import Finish, Sequence, State
-from ds4_daemon.text.parse import Delta, DeltaKind
-from ds4_daemon.text.stream import TextStream
-from ds4_daemon.text.tokenizer import Tokenizer
 
 # The contract promises progress once a second; half of it leaves room for a busy event loop.
 _PROGRESS_S = 0.5
 
-_REASONS = {
-    Finish.STOP: pb.FINISH_REASON_STOP,
-    Finish.LENGTH: pb.FINISH_REASON_LENGTH,
-    Finish.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
-    Finish.CANCELLED: pb.FINISH_REASON_CANCELLED,
-    Finish.DEADLINE: pb.FINISH_REASON_DEADLINE,
-    Finish.DRAINED: pb.FINISH_REASON_DRAINED,
-    Finish.ERROR: pb.FINISH_REASON_ERROR,
+_PHASES = {
+    State.WAITING: pb.PHASE_QUEUED,
+    State.RESTORE: pb.PHASE_RESTORE,
+    State.DECODE: pb.PHASE_DECODE,
 }
-_ENDINGS: dict[Finish, DaemonError] = {
-    Finish.DEADLINE: UnavailableError(
-        "DEADLINE_EXCEEDED", "the request's deadline passed", "give it more time"
+# A request that is in the journal goes on after these.
+_INTERRUPTED: dict[str, DaemonError] = {
+    "drained": UnavailableError(
+        "DRAINED",
+        "the daemon stops; the request goes on when it runs again",
+        "attach to it then, at the offset after the last event",
     ),
-    Finish.DRAINED: UnavailableError(
-        "DRAINED", "the daemon stops and could not wait any longer", "send the request again later"
+    "died": UnavailableError(
+        "ENGINE_FAILED",
+        "the engine failed; the request goes on when the daemon runs again",
+        "attach to it then, at the offset after the last event",
     ),
 }
-
-_PHASES = {State.WAITING: pb.PHASE_QUEUED, State.RESTORE: pb.PHASE_RESTORE}
 
 _log = structlog.get_logger()
 
 
-async def follow(
-    engine: Engine, job: Job, tokenizer: Tokenizer
-) -> AsyncGenerator[pb.GenerateEvent, None]:
-    """Run a job and yield its events, offsets counted. Raises what `Engine.submit` raises."""
-    sequence = job.sequence
-    events = engine.submit(sequence)
-    offset, reason = 0, "client left"
-    try:
-        async for event in _events(engine, job, tokenizer, events):
-            event.request_id, event.offset = sequence.request_id, offset
-            if event.HasField("finished"):
-                reason = pb.FinishReason.Name(event.finished.reason)
-            yield event
-            offset += 1
-    finally:
-        # A client that went away frees its sequence; for one that ended this does nothing.
-        engine.stop(sequence, Finish.CANCELLED)
-        _log.info(
-            "request ended",
-            request_id=sequence.request_id,
-            client=sequence.client.name,
-            reason=reason.removeprefix("FINISH_REASON_").lower(),
-            prompt_tokens=sequence.prompt_tokens,
-            cached_tokens=sequence.cached_tokens,
-            generated_tokens=sequence.generated_tokens,
-            age_ms=round((time.monotonic() - sequence.arrived_s) * 1e3),
-        )
-
-
-async def _events(
-    engine: Engine, job: Job, tokenizer: Tokenizer, events: Events
-) -> AsyncGenerator[pb.GenerateEvent, None]:
-    sequence, answer = job.sequence, _Answer(job, tokenizer)
-    yield pb.GenerateEvent(
+def accepted(engine: Engine, sequence: Sequence) -> pb.GenerateEvent:
+    """The first event of a request that the engine has taken."""
+    return pb.GenerateEvent(
         accepted=pb.Accepted(
             prompt_tokens=sequence.prompt_tokens,
             queue_position=engine.room.position(sequence),
@@ -90,182 +53,134 @@ async def _events(
             seed=sequence.sampling.seed,
         )
     )
-    progress_s = time.monotonic()
-    while True:
-        due_s = progress_s + _PROGRESS_S - time.monotonic()
-        batch = await _next(events, None if answer.tokens else due_s)
-        for delta in answer.take(batch):
-            yield pb.GenerateEvent(delta=delta)
-        if answer.finish is not None:
-            if answer.finish is Finish.STOP_STRING:
-                engine.stop(sequence, Finish.STOP_STRING)
-                # Once the engine let go of it, its id is free and its counters stand still.
-                while not any(isinstance(event, Ended) for event in batch):
-                    batch = await _next(events, None)
-            yield pb.GenerateEvent(finished=answer.finished())
-            return
-        now_s = time.monotonic()
-        if not answer.tokens and now_s - progress_s >= _PROGRESS_S:
-            progress_s = now_s
-            yield pb.GenerateEvent(progress=_progress(engine, sequence, now_s))
 
 
-async def _next(events: Events, timeout_s: float | None) -> list[Event]:
-    """All events there are, at least one of them, or none after `timeout_s`."""
+async def record(
+    engine: Engine, kept: Kept, job: Job, answer: Answer, events: Events, requests: KeptRequests
+) -> None:
+    """Take all that the engine makes of a request into its log. Raises nothing."""
+    sequence, reason = job.sequence, "failed"
+    kept.job = job
+    kept.mark()
     try:
-        async with asyncio.timeout(timeout_s):
-            batch = [await events.get()]
-    except TimeoutError:
-        return []
+        reason = await _record(engine, kept, sequence, answer, events)
+    except Exception:  # noqa: BLE001 (whatever it is, those who read are told)
+        _log.exception("request lost", request_id=kept.request_id)
+        kept.end(EngineError("REQUEST_LOST", "the daemon failed while it read the answer"))
+    finally:
+        engine.stop(sequence, Finish.CANCELLED)  # for one that ended this does nothing
+        if kept.failure is None:
+            requests.ended(kept)
+        _log.info(
+            "request ended",
+            request_id=kept.request_id,
+            client=kept.client_name,
+            reason=reason,
+            prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.cached_tokens,
+            generated_tokens=sequence.generated_tokens,
+            age_ms=round((time.monotonic() - sequence.arrived_s) * 1e3),
+        )
+
+
+async def _record(
+    engine: Engine, kept: Kept, sequence: Sequence, answer: Answer, events: Events
+) -> str:
+    """The reason of its end, as it is logged."""
+    while answer.finish is None:
+        batch = await _next(events)
+        interruption = _interruption(kept, batch[-1])
+        if interruption is not None:
+            # Told up to here and no further: what follows depends on tokens that are yet to come.
+            kept.add(pb.GenerateEvent(delta=delta) for delta in answer.take(batch[:-1]))
+            kept.end(_INTERRUPTED[interruption])
+            return interruption
+        told = [pb.GenerateEvent(delta=delta) for delta in answer.take(batch)]
+        if answer.finish is Finish.STOP_STRING:
+            kept.add(told)
+            told = []
+            engine.stop(sequence, Finish.STOP_STRING)
+            # Once the engine let go of it, its id is free and its counters stand still.
+            while not isinstance(batch[-1], Ended):
+                batch = await _next(events)
+        if answer.finish is not None:
+            told.append(pb.GenerateEvent(finished=answer.finished()))
+        kept.add(told)  # what belongs together is one record of the journal
+    kept.end()
+    reason = pb.FinishReason.Name(kept.events[-1].finished.reason)
+    return reason.removeprefix("FINISH_REASON_").lower()
+
+
+def _interruption(kept: Kept, last: Event) -> str | None:
+    """Why a request that outlives the process breaks off here, if it does."""
+    if kept.page is None or not isinstance(last, Ended):
+        return None
+    if last.finish is Finish.DRAINED:
+        return "drained"
+    died = last.error is not None and last.error.reason == "ENGINE_DIED"
+    return "died" if died else None
+
+
+async def _next(events: Events) -> list[Event]:
+    """All events there are, at least one of them; `Ended` is the last."""
+    batch = [await events.get()]
     while not events.empty():
         batch.append(events.get_nowait())
     return batch
 
 
-def _progress(engine: Engine, sequence: Sequence, now_s: float) -> pb.Progress:
+async def follow(engine: Engine, kept: Kept, offset: int) -> AsyncGenerator[pb.GenerateEvent, None]:
+    """The events of a request from `offset` on, to its end.
+
+    Raises RequestError for an offset that it has not come to, and UnavailableError where it goes
+    on after a restart.
+    """
+    if offset > len(kept.events):
+        raise RequestError(
+            "OFFSET_OUT_OF_RANGE",
+            f"offset is {offset}, and the request has {len(kept.events)} events",
+            "attach at one more than the offset of the last event received, or at 0",
+        )
+    kept.enter()
+    quiet = True  # no token was told here yet
+    try:
+        while True:
+            while offset < kept.shown:
+                event = kept.event(offset)
+                quiet = quiet and not event.HasField("delta")
+                yield event
+                offset = event.offset + 1
+            if kept.ended:
+                break
+            if not await kept.grown(offset, _PROGRESS_S) and offset:
+                progress = _progress(engine, kept)
+                if quiet or progress.phase != pb.PHASE_DECODE:
+                    yield pb.GenerateEvent(
+                        request_id=kept.request_id, offset=offset - 1, progress=progress
+                    )
+        if kept.failure is not None:
+            raise kept.failure
+    finally:
+        if kept.leave() and kept.job is not None:
+            engine.stop(kept.job.sequence, Finish.CANCELLED)
+
+
+def _progress(engine: Engine, kept: Kept) -> pb.Progress:
+    if kept.job is None:  # after a restart, before the model is loaded
+        return pb.Progress(
+            phase=pb.PHASE_QUEUED, total_tokens=kept.events[0].accepted.prompt_tokens
+        )
+    sequence, now_s = kept.job.sequence, time.monotonic()
     progress = pb.Progress(
         phase=_PHASES.get(sequence.state, pb.PHASE_PREFILL),
-        prefilled_tokens=sequence.computed_tokens,
+        prefilled_tokens=min(sequence.computed_tokens, sequence.prompt_tokens),
         total_tokens=sequence.prompt_tokens,
         queue_position=engine.room.position(sequence),
     )
-    computed = sequence.computed_tokens - sequence.cached_tokens
+    computed = progress.prefilled_tokens - sequence.cached_tokens
     if sequence.prefill_began_s is not None and computed > 0:
         took_s = max(now_s - sequence.prefill_began_s, 1e-6)
         progress.tokens_per_s = computed / took_s
-        left = sequence.prompt_tokens - sequence.computed_tokens
+        left = progress.total_tokens - progress.prefilled_tokens
         progress.eta_s = left / progress.tokens_per_s
     return progress
-
-
-class _Answer:
-    """The text of one request so far."""
-
-    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
-        self.tokens = 0
-        self.finish: Finish | None = None
-        self._job = job
-        self._tokenizer = tokenizer
-        self._text = TextStream(tokenizer, marks=True)
-        self._reasoning_tokens = 0
-        self._error: DaemonError | None = None
-
-    def take(self, batch: list[Event]) -> Iterator[pb.Delta]:
-        """The deltas of these events: text of one kind in a row is one, the first has the ids."""
-        parser = self._job.parser
-        pieces: list[Delta] = []
-        chosen: list[Choice] = []
-        for event in batch:
-            if isinstance(event, Generated):
-                chosen.append(event.choice)
-                self._reasoning_tokens += parser.reasoning
-                pieces += parser.push(self._text.push(event.choice.id))
-            elif isinstance(event, Ended):
-                self.finish, self._error = event.finish, event.error
-                pieces += parser.push(self._text.finish())
-                pieces += parser.finish()
-            if parser.stop_string:
-                self.finish = Finish.STOP_STRING
-                break
-        self.tokens += len(chosen)
-        deltas = [_delta(piece) for piece in _joined(pieces)]
-        if chosen and not deltas:
-            deltas.append(pb.Delta())
-        if chosen:
-            deltas[0].token_ids.extend(choice.id for choice in chosen)
-            deltas[0].logprobs.extend(self._logprobs(c) for c in chosen if c.logprob is not None)
-        yield from deltas
-
-    def finished(self) -> pb.Finished:
-        """The last event. To be called once `finish` is set."""
-        finish, parser = self.finish or Finish.ERROR, self._job.parser
-        reason = _REASONS[finish]
-        if finish is Finish.STOP and parser.called_tools:
-            reason = pb.FINISH_REASON_TOOL_CALLS
-        if parser.malformed:
-            _log.warning("tool call malformed", request_id=self._job.sequence.request_id)
-        finished = pb.Finished(reason=reason, usage=self._usage(), stop_string=parser.stop_string)
-        error = self._error or _ENDINGS.get(finish)
-        if error is not None:
-            finished.error.CopyFrom(
-                types_pb2.Error(reason=error.reason, message=error.message, hint=error.hint)
-            )
-        return finished
-
-    def _usage(self) -> pb.Usage:
-        sequence = self._job.sequence
-        usage = pb.Usage(
-            prompt_tokens=sequence.prompt_tokens,
-            completion_tokens=self.tokens,
-            reasoning_tokens=self._reasoning_tokens,
-            cached_live_tokens=sequence.cached_live_tokens,
-            cached_restored_tokens=sequence.cached_restored_tokens,
-            miss_reason=types_pb2.MissReason.ValueType(sequence.miss.value),
-        )
-        arrived_s, started_s, first_s = (
-            sequence.arrived_s,
-            sequence.started_s,
-            sequence.first_token_s,
-        )
-        if started_s is not None:
-            usage.queue_ms = (started_s - arrived_s) * 1e3
-        if started_s is not None and first_s is not None and sequence.last_token_s is not None:
-            usage.ttft_ms = (first_s - arrived_s) * 1e3
-            began_s = sequence.prefill_began_s or started_s
-            computed = sequence.prompt_tokens - sequence.cached_tokens
-            usage.prefill_tok_s = computed / max(first_s - began_s, 1e-6)
-            if (span_s := sequence.last_token_s - first_s) > 0:
-                usage.decode_tok_s = (sequence.generated_tokens - 1) / span_s
-        return usage
-
-    def _logprobs(self, choice: Choice) -> types_pb2.TokenLogprobs:
-        chosen = TokenLogprob(choice.id, choice.logprob or 0.0)
-        return types_pb2.TokenLogprobs(
-            chosen=self._logprob(chosen), top=[self._logprob(t) for t in choice.top]
-        )
-
-    def _logprob(self, token: TokenLogprob) -> types_pb2.TokenLogprob:
-        piece = token_piece(self._tokenizer, token.id)
-        return types_pb2.TokenLogprob(token=piece, logprob=token.logprob)
-
-
-def token_piece(tokenizer: Tokenizer, token_id: int) -> types_pb2.TokenPiece:
-    """A token and its bytes, as the contract has them."""
-    return types_pb2.TokenPiece(
-        id=token_id, piece=tokenizer.piece(token_id), special=token_id in tokenizer.specials
-    )
-
-
-def _joined(pieces: list[Delta]) -> Iterator[Delta]:
-    """Adjacent text of one kind, or of one tool call, in one piece."""
-    last: Delta | None = None
-    for piece in pieces:
-        if last is not None and (piece.kind, piece.index, piece.name) == (
-            last.kind,
-            last.index,
-            "",
-        ):
-            last = replace(last, text=last.text + piece.text)
-            continue
-        if last is not None:
-            yield last
-        last = piece
-    if last is not None:
-        yield last
-
-
-def _delta(piece: Delta) -> pb.Delta:
-    match piece.kind:
-        case DeltaKind.REASONING:
-            return pb.Delta(reasoning=piece.text)
-        case DeltaKind.CONTENT:
-            return pb.Delta(content=piece.text)
-        case DeltaKind.TOOL_CALL:
-            return pb.Delta(
-                tool_call=pb.ToolCallDelta(
-                    index=piece.index,
-                    id=piece.call_id,
-                    name=piece.name,
-                    arguments_fragment=piece.text,
-                )
-            )
