@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+import tempfile
 import time
 from collections.abc import Sequence as Items
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,10 @@ from ds4.v1 import inference_pb2 as pb
 from ds4.v1 import types_pb2
 from ds4_daemon import standin
 from ds4_daemon.engine.loop import Engine
+from ds4_daemon.journal.folder import Journal
 from ds4_daemon.model.network import Segment, Want
+from ds4_daemon.rpc.accept import Acceptance, digest
+from ds4_daemon.rpc.kept import KeptRequests
 from ds4_daemon.rpc.request import Requests
 from ds4_daemon.rpc.stream import follow
 from ds4_daemon.sched.policy import Limits
@@ -88,14 +93,20 @@ def recite(
         network = Recital(ids, tokenizer.vocab_size, spoken, chunk_s, token_s)
         engine = Engine(lambda: network, LIMITS, 4)
         await engine.start(0)
+        journal = Journal(journal_dir, limit_bytes=0)
+        acceptance = Acceptance(engine, tokenizer, journal, KeptRequests(0, 0))
+        kept = await acceptance.take(job, digest(request), entry=None)
         events = []
-        async for event in follow(engine, job, tokenizer):
+        async for event in follow(engine, kept, 0):
             events.append(event)
             await asyncio.sleep(pause_s)
+        await acceptance.close(5)
         await engine.close(5)
         return events
 
-    return asyncio.run(main())
+    with tempfile.TemporaryDirectory() as folder:
+        journal_dir = Path(folder)
+        return asyncio.run(main())
 
 
 def deltas(events: list[pb.GenerateEvent]) -> list[pb.Delta]:
