@@ -205,6 +205,7 @@ def _request(engine: Engine, sequence: Sequence, now_s: float) -> pb.RequestStat
         age_s=now_s - sequence.arrived_s,
         cached_live_tokens=sequence.cached_live_tokens,
         cached_restored_tokens=sequence.cached_restored_tokens,
+        detached=sequence.detached,
         queue_position=engine.room.position(sequence),
         state_bytes=sequence.state_bytes,
     )
