@@ -5,20 +5,24 @@ scale per 64, indexer keys to E2M1 with one per 32 (model-spec §2.3, §2.4). So
 hold such a value without loss. Knows no record and no layer; called by `pack`.
 """
 
+import math
+import threading
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
+_T = TypeVar("_T", bound=np.generic)
 
 FP8_BLOCK, FP4_BLOCK = 64, 32
 _FP8_LARGEST, _FP4_LARGEST = np.float32(448), np.float32(6)
 # A float32 times these has the code's bits on top of its own: exponent fields of 4 and 2 bits end
 # where float32's does, and the subnormals of both formats become subnormals of float32.
 _FP8_SHIFT, _FP4_SHIFT = np.float32(2.0**-120), np.float32(2.0**-126)
+_local = threading.local()
 # Back again, in a scale's exponent field, where the sum is that of a finite number.
 _FP8_UNSHIFT, _FP8_UNSHIFT_AT_MOST = 120, 254 - 120
 
@@ -37,7 +41,8 @@ def from_fp8(codes: Codes, scales: Codes, out: Floats) -> None:
     """The inverse of `to_fp8`, of rows `[..., n, c]` into the first channels of `out`, which may
     be strided."""
     # Widened with their sign, the bits are those of float32 but for copies of the sign.
-    bits = codes.view(np.int8).astype(np.int32)
+    bits = scratch("bits", codes.shape, np.int32)
+    bits[...] = codes.view(np.int8)
     bits <<= 20
     bits &= ~0x78000000
     values = bits.view(np.float32)
@@ -46,7 +51,8 @@ def from_fp8(codes: Codes, scales: Codes, out: Floats) -> None:
         powers += _FP8_UNSHIFT  # one multiplication does for both
     else:
         values *= np.float32(2.0**_FP8_UNSHIFT)
-    np.multiply(values, _spread(powers, FP8_BLOCK), out=out[..., : codes.shape[-1]])
+    factors = _spread(powers, FP8_BLOCK)
+    np.multiply(values, factors.reshape(values.shape), out=out[..., : codes.shape[-1]])
 
 
 def to_fp4(x: Floats) -> tuple[Codes, Codes]:
@@ -59,8 +65,9 @@ def to_fp4(x: Floats) -> tuple[Codes, Codes]:
 def from_fp4(codes: Codes, scales: Codes, out: Floats) -> None:
     """The inverse of `to_fp4`, of rows `[..., n, c]` into `out`, which may be strided."""
     # One look-up gives the two values of a byte. No code is past the table: "clip" spares a check.
-    values = _fp4_pairs().take(codes, mode="clip").view(np.float32)
-    np.multiply(values, _spread(scales, FP4_BLOCK), out=out)
+    pairs = scratch("bits", codes.shape, np.uint64)
+    values = _fp4_pairs().take(codes, mode="clip", out=pairs).view(np.float32)
+    np.multiply(values, _spread(scales, FP4_BLOCK).reshape(values.shape), out=out)
 
 
 def same(a: Floats, b: Floats) -> bool:
@@ -79,7 +86,7 @@ def _scaled(x: Floats, size: int, largest: np.float32, shift: np.float32) -> tup
     amax = blocks.max(-1).view(np.float32)  # positive floats are in the order of their bits
     exponents = np.clip(((amax / largest).view(np.int32) + 0x7FFFFF) >> 23, 1, 253)
     with np.errstate(over="ignore", invalid="ignore"):  # not on the grid: found by comparing
-        scaled = x * _spread(254 - exponents, size)
+        scaled = x * _spread(254 - exponents, size).reshape(x.shape)
         scaled *= shift
     return scaled, exponents.astype(np.uint8)
 
@@ -96,9 +103,26 @@ def _cut(v: Floats, lowest: int, size: int) -> Codes:
 
 
 def _spread(exponents: NDArray[np.integer[Any]], size: int) -> Floats:
-    """Powers of two, each for the `size` values of a block: NumPy's broadcasting over so few
-    values costs three times what they do when they are written out."""
-    return np.repeat((exponents.astype(np.int32) << 23).view(np.float32), size, axis=-1)
+    """Powers of two, each for the `size` values of a block, `[..., blocks, size]`; until the next
+    call. NumPy's broadcasting over so few values costs three times what they do when they are
+    written out."""
+    factors = scratch("factors", (*exponents.shape, size), np.float32)
+    factors[...] = (exponents.astype(np.int32) << 23).view(np.float32)[..., None]
+    return factors
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: type[_T]) -> NDArray[_T]:
+    """Memory of this thread that the next call of this name gives again.
+
+    Arrays of some hundred KB, made anew for every call, may go back to the system each time: taking
+    them page by page made `from_fp8` three times slower.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory: Codes | None = getattr(_local, name, None)
+    if memory is None or len(memory) < size:
+        memory = np.empty(size, np.uint8)
+        setattr(_local, name, memory)
+    return memory[:size].view(dtype).reshape(shape)
 
 
 @cache

@@ -17,7 +17,7 @@ IDLE_S = 60.0
 # Of V4's rows 140,000 tokens. More is given back at once: it is memory that others may need.
 _MOST_BYTES = 2_000_000_000
 # What is taken may be so many times larger than what is wanted.
-_WASTE = 2
+_WASTE = 1.5
 _CACHE_LINE_BYTES = 64
 
 

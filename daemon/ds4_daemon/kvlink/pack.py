@@ -28,6 +28,7 @@ from ds4_daemon.kvlink.grid import (
     from_fp4,
     from_fp8,
     same,
+    scratch,
     to_fp4,
     to_fp8,
 )
@@ -144,7 +145,7 @@ def _unpack_rows(
         group.append((part, at - first, stop - first))
         if stop - first < _ROWS_AT_ONCE and stop != n:
             continue
-        whole = np.empty((len(codes), stop - first, layout.head_dim), np.float32)
+        whole = scratch("rows", (len(codes), stop - first, layout.head_dim), np.float32)
         from_fp8(codes[:, first:stop], scales[:, first:stop], whole)
         bits = whole[..., plain:].view(np.uint32)
         np.left_shift(rotated[:, first:stop], 0 if wide else 16, out=bits, dtype=np.uint32)
