@@ -118,7 +118,10 @@ class Stepper:
 
 def _sample(sequence: Sequence, row: NDArray[np.float32] | None) -> Outcome:
     try:
-        choice = choose(_row(row), sequence.sampling, len(sequence.ids))
+        if sequence.generated_tokens < len(sequence.told):
+            choice = Choice(sequence.told[sequence.generated_tokens])
+        else:
+            choice = choose(_row(row), sequence.sampling, len(sequence.ids))
     except Exception as error:  # noqa: BLE001 (it ends this sequence and no other)
         return Outcome(sequence, error=_failure(error))
     now_s = time.monotonic()

@@ -76,6 +76,7 @@ class Sequence:
     # Set from any thread; the engine acts on it before its next step.
     stop_requested: Finish | None = None
     detached: bool = False  # nobody reads its events now; set by `rpc`
+    told: tuple[int, ...] = ()  # generated before a restart: chosen again, whatever the logits say
     last_prefill_step: int = -1  # whose turn it is among prefilling sequences
     cuts: tuple[int, ...] = ()  # positions where a chunk must end, ascending
     cached_live_tokens: int = 0  # of the prompt, taken from a session in memory
