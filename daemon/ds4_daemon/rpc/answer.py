@@ -103,13 +103,12 @@ class Answer:
 
     def _usage(self) -> pb.Usage:
         sequence = self._job.sequence
-        prompt_tokens = sequence.prompt_tokens - self._job.resumed_tokens
         usage = pb.Usage(
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=sequence.prompt_tokens,
             completion_tokens=self.tokens,
             reasoning_tokens=self._reasoning_tokens,
-            cached_live_tokens=min(sequence.cached_live_tokens, prompt_tokens),
-            cached_restored_tokens=min(sequence.cached_restored_tokens, prompt_tokens),
+            cached_live_tokens=sequence.cached_live_tokens,
+            cached_restored_tokens=sequence.cached_restored_tokens,
             miss_reason=types_pb2.MissReason.ValueType(sequence.miss.value),
         )
         arrived_s, started_s, first_s = (
@@ -120,7 +119,7 @@ class Answer:
         if started_s is not None:
             usage.queue_ms = (started_s - arrived_s) * 1e3
         if started_s is not None and first_s is not None and sequence.last_token_s is not None:
-            if not self._job.resumed_tokens:  # else the first one came before the restart
+            if not sequence.told:  # else the first one came before the restart
                 usage.ttft_ms = (first_s - arrived_s) * 1e3
             began_s = sequence.prefill_began_s or started_s
             computed = sequence.prompt_tokens - sequence.cached_tokens

@@ -102,18 +102,16 @@ class Kept:
         first = self.events[offset]
         if not first.HasField("delta"):
             return first
-        joined: pb.GenerateEvent | None = None
-        tokens = len(first.delta.token_ids)
-        for event in self.events[offset + 1 : self.shown]:
-            tokens += len(event.delta.token_ids)
-            if tokens > _JOINED_TOKENS or not _continues(first, event):
+        joined = pb.GenerateEvent()
+        joined.CopyFrom(first)
+        for event in self.events[offset + 1 : min(self.shown, offset + _JOINED_TOKENS)]:
+            if not event.HasField("delta") or not _continues(joined.delta, event.delta):
                 break
-            if joined is None:
-                joined = pb.GenerateEvent()
-                joined.CopyFrom(first)
+            if len(joined.delta.token_ids) + len(event.delta.token_ids) > _JOINED_TOKENS:
+                break
             _join(joined.delta, event.delta)
             joined.offset = event.offset
-        return joined or first
+        return joined
 
     async def grown(self, offset: int, timeout_s: float) -> bool:
         """Wait for the event at `offset`, or the end. False when neither came in time."""
@@ -211,24 +209,24 @@ class KeptRequests:
             kept.page = None
 
 
-def _continues(first: pb.GenerateEvent, event: pb.GenerateEvent) -> bool:
-    """Whether text goes on: of the same kind, and of the same tool call."""
-    if not event.HasField("delta"):
-        return False
-    kind = first.delta.WhichOneof("piece")
-    if event.delta.WhichOneof("piece") != kind:
-        return False
-    call, before = event.delta.tool_call, first.delta.tool_call
-    return kind != "tool_call" or (call.index == before.index and not call.name)
+def _continues(delta: pb.Delta, more: pb.Delta) -> bool:
+    """Whether text goes on: of the same kind and the same tool call, or without any."""
+    kind, next_kind = delta.WhichOneof("piece"), more.WhichOneof("piece")
+    if kind is None or next_kind is None:
+        return True
+    call, next_call = delta.tool_call, more.tool_call
+    return kind == next_kind and call.index == next_call.index and not next_call.name
 
 
 def _join(delta: pb.Delta, more: pb.Delta) -> None:
-    match delta.WhichOneof("piece"):
+    match more.WhichOneof("piece"):
         case "content":
             delta.content += more.content
         case "reasoning":
             delta.reasoning += more.reasoning
         case "tool_call":
-            delta.tool_call.arguments_fragment += more.tool_call.arguments_fragment
+            fragment = delta.tool_call.arguments_fragment + more.tool_call.arguments_fragment
+            delta.tool_call.MergeFrom(more.tool_call)
+            delta.tool_call.arguments_fragment = fragment
     delta.token_ids.extend(more.token_ids)
     delta.logprobs.extend(more.logprobs)

@@ -39,7 +39,6 @@ class Job:
 
     sequence: Sequence
     parser: OutputParser
-    resumed_tokens: int = 0  # of the sequence's prompt: generated before the daemon was restarted
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """After a restart: what the journal holds becomes the requests that run and those that are kept.
 
-Owns what the journal is told of a request and how that is read again. An unfinished request runs on
-with the tokens that were told as a part of its prompt, at the sampler's position, with what is left
-of its limits; its events so far stay as they are. Called by `main` and `inference`.
+Owns what the journal is told of a request and how that is read again. An unfinished request runs
+again, with the tokens that were told in the place of those that it would choose: computed as they
+were, so that it goes on as it would have. Its events so far stay as they are. Called by `main` and
+`inference`.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -181,10 +182,7 @@ class Resumption:
                 "this version of the daemon makes other tokens of the prompt",
                 "send the request again under another id",
             )
-        sequence.ids.extend(ids)
-        sequence.prompt_tokens = len(sequence.ids)
-        sequence.max_tokens -= len(ids)
-        job = replace(job, resumed_tokens=len(ids))
+        sequence.told = tuple(ids)
         answer = Answer(job, self._requests.tokenizer)
         answer.recall(ids)
         return job, answer
@@ -229,7 +227,7 @@ def _end(job: Job, answer: Answer, ids: list[int], cancelled: bool) -> Finish | 
         return answer.finish
     if ids and ids[-1] in job.sequence.stop_ids:
         return Finish.STOP
-    if job.sequence.max_tokens <= 0:
+    if len(ids) >= job.sequence.max_tokens:
         return Finish.LENGTH
     return Finish.CANCELLED if cancelled else None
 

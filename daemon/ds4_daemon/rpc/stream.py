@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 import structlog
 from ds4.v1 import inference_pb2 as pb
 
-from ds4_daemon.engine.loop import Ended, Engine, Event, Events
+from ds4_daemon.engine.loop import Ended, Engine, Event, Events, Generated
 from ds4_daemon.errors import DaemonError, EngineError, RequestError, UnavailableError
 from ds4_daemon.rpc.answer import Answer
 from ds4_daemon.rpc.kept import Kept, KeptRequests
@@ -87,8 +87,11 @@ async def _record(
     engine: Engine, kept: Kept, sequence: Sequence, answer: Answer, events: Events
 ) -> str:
     """The reason of its end, as it is logged."""
+    told_again = len(sequence.told)  # what it said before a restart, and no reader is told twice
     while answer.finish is None:
-        batch = await _next(events)
+        batch, told_again = _fresh(await _next(events), told_again)
+        if not batch:
+            continue
         interruption = _interruption(kept, batch[-1])
         if interruption is not None:
             # Told up to here and no further: what follows depends on tokens that are yet to come.
@@ -109,6 +112,17 @@ async def _record(
     kept.end()
     reason = pb.FinishReason.Name(kept.events[-1].finished.reason)
     return reason.removeprefix("FINISH_REASON_").lower()
+
+
+def _fresh(batch: list[Event], told_again: int) -> tuple[list[Event], int]:
+    """Without the next `told_again` tokens, and how many of them are still to come."""
+    fresh: list[Event] = []
+    for event in batch:
+        if told_again and isinstance(event, Generated):
+            told_again -= 1
+        else:
+            fresh.append(event)
+    return fresh, told_again
 
 
 def _interruption(kept: Kept, last: Event) -> str | None:
