@@ -150,9 +150,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ds4-", dir="/tmp") as folder:
         flags = model_flags(arguments.model, Path(folder))
         if arguments.soak:
-            from bench import serving_soak
+            from bench.serving_soak import run
 
-            found, wrong = serving_soak.run(Path(folder) / "home", flags, arguments.soak, say)
+            found, wrong = run(Path(folder) / "home", flags, arguments.soak, say)
         else:
             with Process("ds4_daemon.main", Path(folder) / "home", *flags) as daemon:
                 found = asyncio.run(ours(daemon.home, size_of(arguments), parts, say))

@@ -1,0 +1,102 @@
+"""ds4-daemon beside an HTTP server of the same model, under the same traffic, in one run.
+
+    python bench/serving_peer.py [--llama-server PATH] [--python PATH] [--model PATH.gguf]
+                                 [--long-tokens N] [--only NAMES] [--quick] [--json]
+
+The peer is llama.cpp's `llama-server` where its path is given, else `transformers serve` of the
+Python that is given, which needs the extra `transformers[serving]`. Both servers run all the time
+and are measured in turns, part by part, with the parts of `bench/serving.py`; the one that is not
+measured is idle. Each uses the threads that it uses by itself, ours one of BLAS. The last line is
+JSON: a figure of `ds4` and of the peer by name.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, it finds its siblings
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from ds4_daemon import embedded
+
+from bench.kv_process import Process
+from bench.machine import describe
+from bench.serving import PARTS, measure, size_of
+from bench.serving_http import LlamaCpp, Peer, TransformersServe, write_transformers
+from bench.serving_load import Daemon
+from bench.serving_measures import Size
+
+SLOTS = 16
+
+
+async def both(
+    home: Path, peer: Peer, size: Size, parts: list[str], say: Any
+) -> dict[str, dict[str, Any]]:
+    """The figures of both, taking turns."""
+    found: dict[str, dict[str, Any]] = {"ds4": {}, peer.name: {}}
+    async with Daemon(home) as daemon:
+        ours = (await daemon.client("warm").status()).process.pid
+        for part in parts:
+            for name, server, pid in (("ds4", daemon, ours), (peer.name, peer, peer.pid)):
+                say(name)
+                try:
+                    found[name] |= await measure(server, pid, size, (part,), say)
+                except (RuntimeError, OSError) as error:
+                    say(f"{part}: {name} failed: {error}")
+                    found[name][part] = f"failed: {error}"
+    return found
+
+
+def make_peer(arguments: argparse.Namespace, model: Path, folder: Path) -> Peer:
+    """The peer that was asked for, not started."""
+    if arguments.llama_server:
+        context = arguments.long_tokens + 4096
+        return LlamaCpp(arguments.llama_server, model, SLOTS, context, folder)
+    written = write_transformers(model, folder / "transformers")
+    return TransformersServe(arguments.python, written, arguments.peer_flag)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--llama-server", type=Path, metavar="PATH")
+    parser.add_argument("--python", default=sys.executable, metavar="PATH")
+    parser.add_argument("--peer-flag", action="append", default=[], help="of `transformers serve`")
+    parser.add_argument("--model", type=Path, default=embedded.path(), help="a .gguf file")
+    parser.add_argument("--long-tokens", type=int, default=2000, metavar="N")
+    parser.add_argument("--only", default="speedup,short,streams", metavar="NAMES")
+    parser.add_argument("--quick", action="store_true", help="each figure once")
+    parser.add_argument("--json", action="store_true", help="only the last line")
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+
+    def say(*words: object) -> None:
+        if not arguments.json:
+            print(*words, flush=True)
+
+    packages = ("numpy",) if arguments.llama_server else ("numpy", "torch", "transformers")
+    say("\n".join(describe(packages)))
+    with tempfile.TemporaryDirectory(prefix="ds4-", dir="/tmp") as name:
+        folder = Path(name)
+        peer = make_peer(arguments, arguments.model, folder)
+        with Process("ds4_daemon.main", folder / "home", "--model", str(arguments.model)) as daemon:
+            try:
+                peer.start()
+                found = asyncio.run(both(daemon.home, peer, size_of(arguments), parts, say))
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                return 1
+            finally:
+                peer.stop()
+    print(json.dumps({**found, "machine": describe(packages)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
