@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from ds4_daemon.engine.loop import Engine
+from ds4_daemon.engine.prefix_state import layout_of
 from ds4_daemon.engine.sessions import Info, Sessions, Where
 from ds4_daemon.errors import ConflictError, DaemonError, NotFoundError, RequestError
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network
-from ds4_daemon.sched.sequence import Client
+from ds4_daemon.sched.sequence import CacheUse, Client
 
 from tests.model.random_models import CONFIGS, random_ids, random_tensors, write_release
 from tests.unit.test_prefix_live import finish, greedy, sequence, with_engine
@@ -179,5 +180,79 @@ def test_what_cannot_be_done_is_refused(network: Network) -> None:
         assert reason(lambda: sessions.fork("a", "", 304), RequestError) == "POSITION_PAST_END"
         assert reason(lambda: sessions.rewind("a", 304), RequestError) == "POSITION_PAST_END"
         assert [info[:5] for info in sessions.list()] == before
+
+    with_sessions(network, body)
+
+
+def test_idle_sessions_hold_once_what_they_have_in_common(network: Network) -> None:
+    """Four that computed one prefix each hold the entries of one, and go on to the same bits."""
+    prefix = random_ids(CONFIG, 1024, 3).tolist()
+    prompts = [[*prefix, *random_ids(CONFIG, 20, i).tolist()] for i in range(4)]
+    entries_bytes = 8 * layout_of(CONFIG).block_bytes
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        prefixes = engine.prefixes
+        assert prefixes is not None
+
+        def shared() -> int:
+            while prefixes.shelf.share_step():
+                pass
+            return prefixes.idle_bytes
+
+        held_bytes = []
+        for i, prompt in enumerate(prompts):
+            alone = CacheUse(bypass=True)  # so that each computes its own
+            await finish(engine, sequence(str(i), prompt, session=str(i), cache=alone))
+            held_bytes.append(await engine.ask(shared))
+        assert held_bytes[3] < 4 * held_bytes[0] - 3 * entries_bytes
+        infos = {info.name: info for info in sessions.list()}
+        assert all(info.shared_bytes >= entries_bytes for info in infos.values())
+        assert sum(info.own_bytes for info in infos.values()) < held_bytes[3] - entries_bytes
+        for name in ("3", "0"):
+            longer = [*prefixes.idle[0].ids[:1024].tolist(), *prompts[int(name)][1024:]]
+            longer += greedy(network, [256, 512, 768, 1024], longer, 4)
+            asked = sequence(name, longer, 4, session=name)
+            steps = [256, 512, 768, 1024, *range(1044, 1048)]
+            assert await finish(engine, asked) == greedy(network, steps, longer, 4)
+            assert asked.cached_live_tokens == 1047
+
+    with_sessions(network, body)
+
+
+def test_pinned_and_named_sessions_leave_last(network: Network) -> None:
+    """Where nothing saves them they stay as long as they fit, and no more can be pinned."""
+    prompts = [random_ids(CONFIG, 300, i).tolist() for i in range(6)]
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        assert engine.prefixes is not None
+        await finish(engine, sequence("pinned", prompts[0], session="pinned"))
+        sessions.pin("pinned", pinned=True)
+        await finish(engine, sequence("named", prompts[1], session="named"))
+        assert reason(lambda: sessions.pin("named", pinned=True), ConflictError) == "NO_ROOM_TO_PIN"
+        for i in (2, 3, 4):
+            await finish(engine, sequence(str(i), prompts[i]))
+        assert engine.prefixes.idle_bytes <= 13_000_000
+        assert [info.name for info in sessions.list()] == ["pinned"]
+
+    with_sessions(network, body, 13_000_000)
+
+
+def test_a_failure_leaves_a_named_session_at_its_last_boundary(network: Network) -> None:
+    """What a failed request computed is in doubt, what it began with is not."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        await finish(engine, sequence("1", FIRST, session="a"))
+        before = only(sessions)
+        prefixes = engine.prefixes
+        assert prefixes is not None
+        failing = sequence("2", [*FIRST, *FIRST], session="a")
+
+        def fail() -> None:
+            prefixes.sync(failing)
+            prefixes.close(failing, failed=True)
+
+        await engine.ask(fail)
+        after = only(sessions)
+        assert (after.id, after.name, after.tokens) == (before.id, "a", 256)
 
     with_sessions(network, body)

@@ -62,9 +62,9 @@ class Prefixes:
         prefill_tok_s: Callable[[], float] = lambda: 0.0,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        self.shelf = Shelf(live_bytes, self._leave)
         self._new_state = new_state
         self.layout = self._layout = layout if layout is not None and layout.fits else None
+        self.shelf = Shelf(live_bytes, self._layout, self._leave)
         self.link = link if self._layout is not None else None
         self._saver = Saver(self.link) if self.link is not None else None
         self.canary = canary
@@ -221,7 +221,7 @@ class Prefixes:
 
     def idle_step(self) -> bool:
         """Work for an engine that has nothing to run; False when there is none."""
-        return self.canary is not None and self.canary.step()
+        return self.shelf.share_step() or (self.canary is not None and self.canary.step())
 
     def close_link(self, patience_s: float) -> None:
         """Send what waits to be saved; once the engine's thread has ended."""

@@ -19,6 +19,7 @@ from ds4_daemon.engine.prefix_state import (
     Restoring,
     blocks_pieces,
     checkpoint_pieces,
+    held,
 )
 from ds4_daemon.kvlink.link import Link
 from ds4_daemon.kvlink.records import Chain, CheckpointKind, Save
@@ -66,10 +67,12 @@ class Session:
         return self.state.length
 
     @property
-    def nbytes(self) -> int:
-        """Memory that goes with it."""
-        kept = sum(taken.nbytes for taken in self.snapshots.values())
-        return self.state.nbytes + kept + (self.latest.nbytes if self.latest else 0)
+    def held(self) -> dict[int, int]:
+        """Bytes of each piece of memory that goes with it, as `RowBuffer.held`."""
+        pieces = held(self.state)
+        for taken in (*self.snapshots.values(), self.latest):
+            pieces |= taken.held if taken is not None else {}
+        return pieces
 
     def usable(self, ids: Ids) -> tuple[int, bool]:
         """How much of a prompt it saves, and whether that is all of the session."""

@@ -6,12 +6,13 @@ the next token. `Restoring` is filled by another thread and becomes a state on t
 `prefix`.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from ds4_runtime.kv_keys import BLOCK_TOKENS
 
+from ds4_daemon.kernels.numpy_ops import memory_of
 from ds4_daemon.kernels.ops import RowBuffer
 from ds4_daemon.kvlink.grid import Floats
 from ds4_daemon.kvlink.layout import Layout
@@ -31,7 +32,13 @@ class Bounded(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of it all."""
-        return sum(a.nbytes for a in self.windows) + sum(a.nbytes for t in self.tails for a in t)
+        return sum(self.held.values())
+
+    @property
+    def held(self) -> dict[int, int]:
+        """As `RowBuffer.held`."""
+        arrays = [*self.windows, *(array for tail in self.tails for array in tail)]
+        return {id(memory): memory.nbytes for memory in map(memory_of, arrays)}
 
 
 def layout_of(config: ModelConfig) -> Layout:
@@ -125,15 +132,29 @@ def _copy(source: RowBuffer, target: RowBuffer) -> None:
     target.adopt(np.array(source.part(0, len(source))), len(source))
 
 
-def memory(state: SessionState) -> Iterator[tuple[Hashable, int]]:
-    """Bytes of each buffer, and what other states that hold the same memory have in common."""
+def held(state: SessionState) -> dict[int, int]:
+    """Bytes of each piece of memory of its arrays, by what tells pieces apart."""
+    found: dict[int, int] = {}
     for layer in state.layers:
-        yield id(layer), layer.window.nbytes
+        found |= layer.window.held
         for compressor in (layer.compressor, layer.indexer):
             if compressor is not None:
-                yield id(compressor), compressor.tail.nbytes
-                entries = compressor.entries
-                yield entries.root if len(entries) else id(entries), entries.nbytes
+                found |= compressor.tail.held | compressor.entries.held
+    return found
+
+
+def share(state: SessionState, other: SessionState, layout: Layout, tokens: int) -> Iterator[None]:
+    """Have `state` hold the entries of its first `tokens` in the memory of `other`, where equal.
+
+    One buffer at a time. Both must be idle; what they hold does not change.
+    """
+    for layer in layout.compressed:
+        count = tokens // BLOCK_TOKENS * layout.entries(layer)
+        mine, theirs = state.layers[layer], other.layers[layer]
+        for ours, source in ((mine.compressor, theirs.compressor), (mine.indexer, theirs.indexer)):
+            if ours is not None and source is not None:
+                ours.entries.share(source.entries, count)
+                yield
 
 
 class Restoring:

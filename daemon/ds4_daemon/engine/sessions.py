@@ -59,12 +59,10 @@ class Sessions:
 
     def list(self, client_name: str = "") -> list[Info]:
         """Those of one client, or all; the most recently used first."""
-        active = self._prefixes.active
-        live = [*active, *self._prefixes.idle]
-        own, all_of_it = own_bytes(live), {session: held_bytes([session]) for session in live}
+        active, sizes = self._prefixes.active, self._sizes()
         now_s = time.monotonic()
         found = [
-            (now_s if session in active else session.used_s, self._info(session, own, all_of_it))
+            (now_s if session in active else session.used_s, self._info(session, sizes))
             for session in self._prefixes.all_sessions()
             if not client_name or session.client[0] == client_name
         ]
@@ -125,7 +123,7 @@ class Sessions:
         session = self._find(ref)
         if pinned and isinstance(session, Session):
             kept = [s for s in self._prefixes.idle if s.label.pinned and s is not session]
-            needed = held_bytes([*kept, session])
+            needed = held_bytes(s.held for s in [*kept, session])
             if needed > self._shelf.budget_bytes:
                 raise ConflictError(
                     "NO_ROOM_TO_PIN",
@@ -194,22 +192,22 @@ class Sessions:
                 "use a position up to its end",
             )
 
-    def _now(self, session: Session | Saved) -> Info:
-        if isinstance(session, Saved):
-            return self._info(session, {}, {})
-        live = [*self._prefixes.active, *self._prefixes.idle]
-        return self._info(session, own_bytes(live), {session: held_bytes([session])})
+    def _sizes(self) -> dict[Session, tuple[int, int]]:
+        """Bytes of each one in memory, alone and in all."""
+        held = {s: s.held for s in [*self._prefixes.active, *self._prefixes.idle]}
+        return {s: (alone, sum(held[s].values())) for s, alone in own_bytes(held).items()}
 
-    def _info(
-        self, session: Session | Saved, own: dict[Session, int], all_of_it: dict[Session, int]
-    ) -> Info:
+    def _now(self, session: Session | Saved) -> Info:
+        return self._info(session, self._sizes())
+
+    def _info(self, session: Session | Saved, sizes: dict[Session, tuple[int, int]]) -> Info:
         label, where, alone, whole = session.label, Where.SAVED, 0, 0
         idle_s = time.monotonic() - session.used_s
         if isinstance(session, Session):
             running = session in self._prefixes.active
             where = Where.ACTIVE if running else Where.IDLE
             idle_s = 0.0 if running else idle_s
-            alone, whole = own[session], all_of_it[session]
+            alone, whole = sizes[session]
         return Info(
             label.id,
             label.name,

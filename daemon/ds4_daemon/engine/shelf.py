@@ -2,21 +2,25 @@
 
 Owns the idle sessions, their budget, and what is remembered of those that left but have a name or
 a pin: the KV cache service has their state. What leaves first is what costs least to get back, for
-the memory it holds and the time since it was used. Used by `prefix` and `sessions`, on the engine's
-thread; sizes may be read from any.
+the memory it holds and the time since it was used. What two of them have in common is held once, as
+far as it was compared: while nothing runs, and before any of them leaves. Used by `prefix` and
+`sessions`, on the engine's thread; sizes may be read from any.
 """
 
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
+from ds4_runtime.kv_keys import BLOCK_TOKENS
 
 from ds4_daemon.engine.labels import Label
 from ds4_daemon.engine.prefix_session import Session
-from ds4_daemon.engine.prefix_state import memory
+from ds4_daemon.engine.prefix_state import share
+from ds4_daemon.kvlink.layout import Layout
 
 # Restoring takes about a tenth of the time of computing, and less for long prefixes.
 _RESTORE_SHARE = 0.1
@@ -44,25 +48,47 @@ class Saved:
 
 
 class Shelf:
-    """`leave` saves a session that is to leave; it says whether the service can restore it."""
+    """`leave` saves a session that is to leave; it says whether the service can restore it.
 
-    def __init__(self, budget_bytes: int, leave: Callable[[Session], bool]) -> None:
+    Without a `layout` nothing is put here.
+    """
+
+    def __init__(
+        self, budget_bytes: int, layout: Layout | None, leave: Callable[[Session], bool]
+    ) -> None:
         self.budget_bytes = budget_bytes
         self.nbytes = 0
         self.sessions: list[Session] = []  # least recently used first
         self.saved: dict[str, Saved] = {}  # by id
         self._leave = leave
+        self._layout = layout
+        self._held: dict[Session, dict[int, int]] = {}  # of each, as `Session.held`
+        self._new: list[Session] = []  # not compared with others yet
+        self._sharing: Iterator[None] | None = None
 
     def put(self, session: Session) -> None:
         """Keep it, at the cost of others where the budget is spent."""
         session.used_s = time.monotonic()
         self.sessions.append(session)
+        self._new.append(session)
+        self._held[session] = session.held
         self._fit(self.budget_bytes)
+
+    def share_step(self) -> bool:
+        """Have one buffer of a session share memory with another's; False: nothing is left to."""
+        while self._sharing is not None or self._new:
+            if self._sharing is None:
+                self._sharing = self._share(self._new.pop(0))
+            for _ in self._sharing:
+                return True
+            self._sharing = None
+        return False
 
     def take(self, session: Session) -> None:
         """Give it to a request, or to nobody."""
         self.sessions.remove(session)
-        self.nbytes = held_bytes(self.sessions)
+        del self._held[session]
+        self.nbytes = held_bytes(self._held.values())
 
     def touch(self, session: Session) -> None:
         """It was of use."""
@@ -86,12 +112,31 @@ class Shelf:
             oldest = min(self.saved.values(), key=lambda s: (s.label.pinned, s.used_s))
             del self.saved[oldest.label.id]
 
+    def _share(self, session: Session) -> Iterator[None]:
+        """Buffer by buffer, with the one it has most in common with."""
+        if self._layout is None or session not in self.sessions:
+            return
+        ids = np.array(session.ids[: session.length], np.int32)
+        others = [s for s in self.sessions if s is not session and s.salt == session.salt]
+        other = max(others, key=lambda s: s.common(ids), default=None)
+        if other is None or (common := other.common(ids)) < BLOCK_TOKENS:
+            return
+        for _ in share(session.state, other.state, self._layout, common):
+            yield
+            if session not in self.sessions or other not in self.sessions:
+                break  # a request has it
+        if session in self.sessions:
+            self._held[session] = session.held
+            self.nbytes = held_bytes(self._held.values())
+
     def _fit(self, budget_bytes: int) -> None:
-        self.nbytes = held_bytes(self.sessions)
+        self.nbytes = held_bytes(self._held.values())
+        if self.nbytes > budget_bytes:
+            while self.share_step():
+                pass
         while self.sessions and self.nbytes > budget_bytes:
             leaving = self._least()
-            self.sessions.remove(leaving)
-            self.nbytes = held_bytes(self.sessions)
+            self.take(leaving)
             restorable = self._leave(leaving)
             if not leaving.label.kept:
                 continue
@@ -117,7 +162,7 @@ class Shelf:
 
     def _least(self) -> Session:
         """The one to leave: pinned ones last, before them named ones that would be lost."""
-        own = own_bytes(self.sessions)
+        own = own_bytes(self._held)
         now_s = time.monotonic()
         newest = self.sessions[-1]  # its client is there now
 
@@ -140,27 +185,18 @@ def restorable_tokens(session: Session) -> int:
     return max(session.saved_checkpoints)
 
 
-def held_bytes(sessions: Iterable[Session]) -> int:
-    """Memory of these sessions; what several share counts once."""
-    largest: dict[Hashable, int] = {}
-    for session in sessions:
-        for root, nbytes in _parts(session):
-            largest[root] = max(largest.get(root, 0), nbytes)
-    return sum(largest.values())
+def held_bytes(pieces: Iterable[dict[int, int]]) -> int:
+    """Memory of these pieces, as `Session.held` gives them; what several hold counts once."""
+    found: dict[int, int] = {}
+    for held in pieces:
+        found |= held
+    return sum(found.values())
 
 
-def own_bytes(sessions: Iterable[Session]) -> dict[Session, int]:
+def own_bytes(pieces: Mapping[Session, dict[int, int]]) -> dict[Session, int]:
     """Memory that each of these holds alone."""
-    parts = {session: list(_parts(session)) for session in sessions}
-    holders = Counter(root for found in parts.values() for root in {root for root, _ in found})
+    holders = Counter(piece for held in pieces.values() for piece in held)
     return {
-        session: sum(nbytes for root, nbytes in found if holders[root] == 1)
-        for session, found in parts.items()
+        session: sum(nbytes for piece, nbytes in held.items() if holders[piece] == 1)
+        for session, held in pieces.items()
     }
-
-
-def _parts(session: Session) -> Iterator[tuple[Hashable, int]]:
-    yield from memory(session.state)
-    for taken in (*session.snapshots.values(), session.latest):
-        if taken is not None:
-            yield id(taken), taken.nbytes

@@ -25,30 +25,37 @@ class NumpyRows:
     """A `RowBuffer` that appends in place: capacity doubles, dropped rows are reclaimed.
 
     A row that is written stays where it is and as it is, so a view is a copy for free: what is
-    saved of a sequence is read while the sequence runs on.
+    saved of a sequence is read while the sequence runs on, and idle buffers may share rows.
     """
 
     def __init__(self, width: int) -> None:
         self._data = np.empty((16, width), _F32)
         self._start = self._end = 0
+        self._shared: Array | None = None  # rows before those in `_data`, in another's memory
 
     def __len__(self) -> int:
-        return self._end - self._start
+        count = self._end - self._start
+        return count if self._shared is None else count + len(self._shared)
 
     @property
     def nbytes(self) -> int:
-        return self._data.nbytes
+        return (
+            self._data.nbytes if self._shared is None else self._data.nbytes + self._shared.nbytes
+        )
 
     @property
-    def root(self) -> object:
-        return self.view().ctypes.data
+    def held(self) -> dict[int, int]:
+        pieces = (self._data, self._data if self._shared is None else self._shared)
+        return {id(memory): memory.nbytes for memory in map(memory_of, pieces)}
 
     def view(self) -> Array:
+        if self._shared is not None:
+            self._make_room(len(self))
         return self._data[self._start : self._end]
 
     def append(self, rows: Array) -> Array:
         end = self._end + len(rows)
-        if end > len(self._data):
+        if end > len(self._data) or self._shared is not None:
             self._make_room(len(self) + len(rows))
             end = self._end + len(rows)
         self._data[self._end : end] = rows
@@ -56,25 +63,53 @@ class NumpyRows:
         return self._data[self._start : end]
 
     def drop_first(self, count: int) -> None:
+        if self._shared is not None:
+            self._make_room(len(self))
         self._start += count
         # What a chunk of a prompt went through is not kept for as long as the session lives.
         if 8 * max(len(self), 16) < len(self._data):
             self._make_room(len(self))
 
     def part(self, start: int, stop: int) -> Array:
-        return self.view()[start:stop]
+        if self._shared is None:
+            return self.view()[start:stop]
+        first, rest = len(self._shared), self._data[: self._end]
+        if stop <= first:
+            return self._shared[start:stop]
+        if start >= first:
+            return rest[start - first : stop - first]
+        return np.concatenate([self._shared[start:], rest[: stop - first]])
 
     def adopt(self, data: Array, count: int) -> None:
-        self._data = data
+        self._data, self._shared = data, None
         self._start, self._end = 0, count
+
+    def share(self, other: RowBuffer, count: int) -> None:
+        if self._shared is not None or not isinstance(other, NumpyRows):
+            return
+        theirs = (other.view() if other._shared is None else other._shared)[:count]
+        mine = self.view()[: len(theirs)]
+        # As integers: -0 is not 0 then, and whatever is no number equals itself.
+        equal = np.array_equal(mine.view(np.uint32), theirs[: len(mine)].view(np.uint32))
+        if len(mine) < len(theirs) or not len(mine) or not equal:
+            return
+        if mine.ctypes.data != theirs.ctypes.data:  # else it is so already
+            rest = np.array(self.view()[len(mine) :])
+            self._data, self._shared = rest, theirs
+            self._start, self._end = 0, len(rest)
 
     def _make_room(self, needed: int) -> None:
         # At least twice what is held, so that moving rows is rare whether they grow or slide.
-        used = self.view()
+        used = self.part(0, len(self))
         data = np.empty((2 * needed, self._data.shape[1]), _F32)
         data[: len(used)] = used
-        self._data = data
+        self._data, self._shared = data, None
         self._start, self._end = 0, len(used)
+
+
+def memory_of(array: Array) -> Array:
+    """The array whose memory this one is in."""
+    return array if not isinstance(array.base, np.ndarray) else array.base
 
 
 class NumpyOps:

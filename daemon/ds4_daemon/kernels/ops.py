@@ -42,8 +42,17 @@ class RowBuffer(Protocol):
         """Bytes reserved, in use or not."""
 
     @property
-    def root(self) -> object:
-        """Equal for two buffers that hold their first row in the same memory."""
+    def held(self) -> dict[int, int]:
+        """Bytes of each piece of memory that it keeps from being freed, by what tells them apart.
+
+        Buffers that hold the same piece name the same one.
+        """
+
+    def share(self, other: "RowBuffer", count: int) -> None:
+        """Hold the first `count` rows in the memory of `other`, where they are equal bit for bit.
+
+        Nothing else changes: the first `append` or `view` makes the rows its own again.
+        """
 
 
 class Ops(Protocol):
