@@ -164,7 +164,11 @@ class GenerateRequest(_message.Message):
     call's own deadline it also holds while nobody is attached.
     """
     detach: _builtins.bool
-    """Go on when the connection is lost; `Attach` rejoins."""
+    """Go on when the connection is lost; `Attach` rejoins. Such a request is journaled: each
+    of its events is on file before it is sent, so that after a crash or a restart of the
+    daemon it goes on as it would have, and what was sent stays as it was. After a loss of
+    power the last second may be missing; it is computed again.
+    """
     session: _builtins.str
     """Name of a session (see `Sessions`) to extend and keep; empty: none. There need be none yet.
     Where the prompt leaves what it holds, it is taken back to what they have in common. Refused
@@ -241,7 +245,7 @@ Global___CachePolicy: _TypeAlias = CachePolicy  # noqa: Y015
 
 @_typing.final
 class GenerateEvent(_message.Message):
-    """One event of a request. Offsets count the events of a request from 0."""
+    """One event of a request. Offsets count the events of a request from 0, progress aside."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,7 +258,11 @@ class GenerateEvent(_message.Message):
     request_id: _builtins.str
     """Id of the request."""
     offset: _builtins.int
-    """Position of this event; `Attach` takes the next one as its offset."""
+    """Position of this event; `Attach` takes the next one as its offset. Where text was
+    waiting to be read, an event holds that of several, and has the position of the last.
+    Progress is told to those who read now and never replayed: it has the position of the
+    event before it.
+    """
     @_builtins.property
     def accepted(self) -> Global___Accepted:
         """The request is valid and has its place."""

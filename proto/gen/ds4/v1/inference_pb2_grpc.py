@@ -84,7 +84,10 @@ class InferenceServicer:
     def Generate(self, request, context):
         """Generates text. Events come in this order: accepted, progress (at least once a
         second while waiting and prefilling), delta, finished. Cancelling the call cancels the
-        request unless it said `detach`.
+        request unless it said `detach` or another call reads it. A request_id that is known
+        already makes it a retry: with the same client name and content it joins the request
+        that runs, or replays the answer that is kept; one that ended without an answer runs
+        again; other content is refused with REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +95,9 @@ class InferenceServicer:
 
     def Attach(self, request, context):
         """Rejoins a request: replays its events from an offset, then follows it to its end.
+        Several calls may follow one request. Its events are kept for a while after its end.
+        A daemon that stops ends the call with UNAVAILABLE and the reason DRAINED where a
+        request goes on at its next start; attach again then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,10 +36,17 @@ class InferenceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateEvent]
     """Generates text. Events come in this order: accepted, progress (at least once a
     second while waiting and prefilling), delta, finished. Cancelling the call cancels the
-    request unless it said `detach`.
+    request unless it said `detach` or another call reads it. A request_id that is known
+    already makes it a retry: with the same client name and content it joins the request
+    that runs, or replays the answer that is kept; one that ended without an answer runs
+    again; other content is refused with REQUEST_ID_REUSED.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_inference_pb2.AttachRequest, _inference_pb2.GenerateEvent]
-    """Rejoins a request: replays its events from an offset, then follows it to its end."""
+    """Rejoins a request: replays its events from an offset, then follows it to its end.
+    Several calls may follow one request. Its events are kept for a while after its end.
+    A daemon that stops ends the call with UNAVAILABLE and the reason DRAINED where a
+    request goes on at its next start; attach again then.
+    """
     Cancel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CancelRequest, _inference_pb2.CancelResponse]
     """Stops a request, whoever runs it."""
     Estimate: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EstimateRequest, _inference_pb2.EstimateResponse]
@@ -61,10 +68,17 @@ class InferenceAsyncStub(InferenceStub):
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateEvent]  # type: ignore[assignment]
     """Generates text. Events come in this order: accepted, progress (at least once a
     second while waiting and prefilling), delta, finished. Cancelling the call cancels the
-    request unless it said `detach`.
+    request unless it said `detach` or another call reads it. A request_id that is known
+    already makes it a retry: with the same client name and content it joins the request
+    that runs, or replays the answer that is kept; one that ended without an answer runs
+    again; other content is refused with REQUEST_ID_REUSED.
     """
     Attach: _aio.UnaryStreamMultiCallable[_inference_pb2.AttachRequest, _inference_pb2.GenerateEvent]  # type: ignore[assignment]
-    """Rejoins a request: replays its events from an offset, then follows it to its end."""
+    """Rejoins a request: replays its events from an offset, then follows it to its end.
+    Several calls may follow one request. Its events are kept for a while after its end.
+    A daemon that stops ends the call with UNAVAILABLE and the reason DRAINED where a
+    request goes on at its next start; attach again then.
+    """
     Cancel: _aio.UnaryUnaryMultiCallable[_inference_pb2.CancelRequest, _inference_pb2.CancelResponse]  # type: ignore[assignment]
     """Stops a request, whoever runs it."""
     Estimate: _aio.UnaryUnaryMultiCallable[_inference_pb2.EstimateRequest, _inference_pb2.EstimateResponse]  # type: ignore[assignment]
@@ -89,7 +103,10 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateEvent], _abc.AsyncIterator[_inference_pb2.GenerateEvent]]:
         """Generates text. Events come in this order: accepted, progress (at least once a
         second while waiting and prefilling), delta, finished. Cancelling the call cancels the
-        request unless it said `detach`.
+        request unless it said `detach` or another call reads it. A request_id that is known
+        already makes it a retry: with the same client name and content it joins the request
+        that runs, or replays the answer that is kept; one that ended without an answer runs
+        again; other content is refused with REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -98,7 +115,11 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.AttachRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateEvent], _abc.AsyncIterator[_inference_pb2.GenerateEvent]]:
-        """Rejoins a request: replays its events from an offset, then follows it to its end."""
+        """Rejoins a request: replays its events from an offset, then follows it to its end.
+        Several calls may follow one request. Its events are kept for a while after its end.
+        A daemon that stops ends the call with UNAVAILABLE and the reason DRAINED where a
+        request goes on at its next start; attach again then.
+        """
 
     @_abc_1.abstractmethod
     def Cancel(
