@@ -207,7 +207,9 @@ class Prefixes:
         if failed:
             at = session.deepest(sequence.cached_tokens)
             if session.label.kept and at:
-                self._keep(self.forked(session, at))
+                before = self.forked(session, at)
+                before.label = session.label
+                self._keep(before)
             return
         if midway:
             session.state = session.whole or self._new_state()
