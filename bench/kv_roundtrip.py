@@ -68,7 +68,7 @@ async def measure(folder: Path, quick: bool) -> dict[str, float]:
                 log("twenty turns")
                 found |= await parts.twenty_turns(engine, rows, service, TOKENS, TURNS)
             log("restores")
-            found |= parts.restores(home, model, service, TOKENS, times=5)
+            found |= parts.restores(home, model, service, TOKENS, times=4 if quick else 6)
         log("churn")
         budget_bytes = 64_000_000 if quick else 400_000_000
         found |= await asyncio.to_thread(parts.churn, home / "churn", rows, budget_bytes)
