@@ -19,6 +19,8 @@ from ds4_daemon.sched.policy import Limits
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Finish, Sequence
 
+from tests.passes import UnitPass
+
 VOCAB = 50
 LIMITS = Limits(max_running=8, chunk_tokens=4)
 POISON = 49  # a batch that holds this id raises
@@ -51,6 +53,9 @@ class HashNetwork:
         state = Memory()
         self.states.append(weakref.ref(state))
         return state
+
+    def begin(self, batch: Items[Segment]) -> UnitPass:
+        return UnitPass(lambda: self.forward(batch))
 
     def forward(self, batch: Items[Segment]) -> list[np.ndarray | None]:
         time.sleep(self.step_s)
@@ -122,11 +127,11 @@ def test_company_changes_nothing(temperature: float) -> None:
     """Eight sequences at once give each the tokens that it gets alone, greedy and seeded."""
     prompts = [[i + 1] * (i * 3 + 1) for i in range(8)]
     samplings = [Sampling(temperature, seed=i) for i in range(8)]
-    expected = [alone(p, 40, sampling=s) for p, s in zip(prompts, samplings, strict=True)]
+    expected = [alone(p, 150, sampling=s) for p, s in zip(prompts, samplings, strict=True)]
 
     async def body(engine: Engine, network: HashNetwork) -> None:
         queues = [
-            engine.submit(sequence(f"r{i}", p, 40, sampling=s))
+            engine.submit(sequence(f"r{i}", p, 150, sampling=s))
             for i, (p, s) in enumerate(zip(prompts, samplings, strict=True))
         ]
         results = await asyncio.gather(*map(finish, queues))
@@ -328,7 +333,7 @@ def test_death_of_the_thread_ends_every_request() -> None:
         def broken(*_: object) -> None:
             raise SystemExit("defect")
 
-        engine._conclude = broken  # type: ignore[assignment,method-assign]
+        engine.room.arrange = broken  # type: ignore[assignment,method-assign]
         _, ended = await finish(engine.submit(sequence("a", [1])))
         assert ended.error is not None
         assert ended.error.reason == "ENGINE_DIED"

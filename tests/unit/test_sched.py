@@ -1,87 +1,18 @@
-"""The policy under random traffic, the waiting room, and the cuts of prompts."""
+"""The waiting room, the cuts of prompts, and what is learned of speeds."""
 
-import random
 from array import array
 
 import pytest
 from ds4_daemon.errors import OverloadedError
-from ds4_daemon.sched.policy import Limits, chunk_length, plan
+from ds4_daemon.sched.policy import chunk_length
 from ds4_daemon.sched.queue import WaitingRoom
+from ds4_daemon.sched.rates import Rates
 from ds4_daemon.sched.sampling import Sampling
-from ds4_daemon.sched.sequence import Sequence, State
+from ds4_daemon.sched.sequence import Client, Sequence
 
 
-def sequence(name: str, prompt: int, answer: int = 4) -> Sequence:
-    return Sequence(name, array("i", range(prompt)), Sampling(), answer)
-
-
-def run(sequences: list[Sequence], limits: Limits) -> list[list[tuple[str, int, int]]]:
-    """Plan and advance until all are done: (name, first position, tokens) of each step."""
-    for s in sequences:
-        s.state = State.PREFILL
-    steps: list[list[tuple[str, int, int]]] = []
-    while any(s.state is not State.DONE for s in sequences):
-        step = plan(sequences, limits)
-        assert step.slices, "the policy must not rest while there is work"
-        steps.append([(s.request_id, s.computed_tokens, n) for s, n, _ in step.slices])
-        for s, tokens, last in step.slices:
-            assert tokens >= 1
-            assert last == (s.computed_tokens + tokens == len(s.ids))
-            if s.state is State.PREFILL:
-                s.last_prefill_step = len(steps)
-            s.computed_tokens += tokens
-            if last:
-                s.ids.append(0)
-                s.state = State.DECODE
-                if s.generated_tokens == s.max_tokens:
-                    s.state = State.DONE
-    return steps
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_no_starvation_and_budgets_kept(seed: int) -> None:
-    """Each step holds at most one chunk, and every decoding sequence."""
-    rng = random.Random(seed)
-    limits = Limits(max_running=8, chunk_tokens=rng.choice([1, 7, 64]))
-    prompts = [rng.randint(1, 200) for _ in range(rng.randint(1, 8))]
-    sequences = [sequence(f"s{i}", n, rng.randint(1, 9)) for i, n in enumerate(prompts)]
-    steps = run(sequences, limits)
-    prefilled = dict.fromkeys((s.request_id for s in sequences), 0)
-    done = dict.fromkeys(prefilled, 0)
-    for step in steps:
-        names = [name for name, _, _ in step]
-        assert len(set(names)) == len(names)
-        chunks = [(name, n) for name, at, n in step if at < prompts[int(name[1:])]]
-        assert len(chunks) <= 1
-        assert all(n <= limits.chunk_tokens for _, n in chunks)
-        decoding = {
-            name
-            for i, name in enumerate(prefilled)
-            if prefilled[name] == prompts[i] and done[name] < sequences[i].max_tokens
-        }
-        assert decoding <= set(names), "every decoding sequence advances in every step"
-        for name, at, n in step:
-            assert at == prefilled[name] + max(0, done[name] - 1)
-            if at < prompts[int(name[1:])]:
-                prefilled[name] += n
-            if prefilled[name] == prompts[int(name[1:])]:
-                done[name] += 1
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_chunks_do_not_depend_on_company(seed: int) -> None:
-    """A sequence is cut at the same positions alone and beside others."""
-    rng = random.Random(seed)
-    limits = Limits(8, rng.choice([5, 16, 100]))
-    prompts = [rng.randint(1, 300) for _ in range(6)]
-
-    def cuts(steps: list[list[tuple[str, int, int]]], name: str) -> list[tuple[int, int]]:
-        return [(at, n) for step in steps for who, at, n in step if who == name]
-
-    together = run([sequence(f"s{i}", n) for i, n in enumerate(prompts)], limits)
-    for i, n in enumerate(prompts):
-        alone = run([sequence(f"s{i}", n)], limits)
-        assert cuts(together, f"s{i}") == cuts(alone, f"s{i}")
+def sequence(name: str, prompt: int, client: str = "") -> Sequence:
+    return Sequence(name, array("i", range(prompt)), Sampling(), 4, client=Client(client))
 
 
 def test_chunks_end_at_absolute_multiples() -> None:
@@ -92,19 +23,30 @@ def test_chunks_end_at_absolute_multiples() -> None:
     assert chunk_length(32, 64, 32) == 32
 
 
-def test_prefilling_sequences_take_turns() -> None:
-    """Two long prompts advance chunk by chunk in turn, the older one first."""
-    steps = run([sequence("a", 30, 1), sequence("b", 30, 1)], Limits(8, 10))
-    assert [step[-1][0] for step in steps] == ["a", "b", "a", "b", "a", "b"]
+def test_room_keeps_the_order_it_is_told() -> None:
+    """Places follow the policy's order; who came meanwhile stays at the end."""
+    room = WaitingRoom(4)
+    a, b, c, d = (sequence(name, 1) for name in "abcd")
+    for s in (a, b, c):
+        room.put(s)
+    room.arrange([c, a, b])
+    room.put(d)
+    assert [room.position(s) for s in (c, a, b, d)] == [0, 1, 2, 3]
+    assert room.before(b) == [c, a]
+    room.arrange([b, c, a])
+    assert room.waiting == [b, c, a, d]
+    assert room.take([a, d]) == [a, d]
 
 
-def test_planning_changes_nothing() -> None:
-    """The policy is a function: the same counters give the same plan again."""
-    sequences = [sequence("a", 30), sequence("b", 30)]
-    for s in sequences:
-        s.state = State.PREFILL
-    assert plan(sequences, Limits(8, 10)) == plan(sequences, Limits(8, 10))
-    assert plan([], Limits(8, 10)).slices == ()
+def test_a_client_has_its_part_of_the_room() -> None:
+    """One that may have two waiting is refused the third with a reason; others are not."""
+    room = WaitingRoom(8)
+    for name in "ab":
+        room.put(sequence(name, 1, client="x"), 2)
+    with pytest.raises(OverloadedError) as caught:
+        room.put(sequence("c", 1, client="x"), 2)
+    assert caught.value.reason == "CLIENT_QUEUE_FULL"
+    room.put(sequence("d", 1, client="y"), 2)
 
 
 def test_room_is_first_come_first_served_and_bounded() -> None:
@@ -118,9 +60,8 @@ def test_room_is_first_come_first_served_and_bounded() -> None:
     assert caught.value.reason == "QUEUE_FULL"
     assert [room.position(s) for s in (a, b, c)] == [0, 1, 2]
     assert room.remove_if(lambda s: s is b) == [b]
-    assert room.take(5) == [a, c]
+    assert room.take([c, a, d]) == [a, c]
     assert len(room) == 0
-    assert room.take(-1) == []
 
 
 def test_a_verdict_that_changes_loses_nobody() -> None:
@@ -136,4 +77,28 @@ def test_a_verdict_that_changes_loses_nobody() -> None:
         return s is waiting[0] or looks.count(s.request_id) > 1  # b is told after its first look
 
     removed = room.remove_if(unwanted)
-    assert [*removed, *room.take(8)] == waiting
+    assert [*removed, *room.take(waiting)] == waiting
+
+
+def test_rates_learn_the_growth_with_position_and_batch() -> None:
+    """Later chunks and larger batches are foretold from earlier ones; nothing is known at first."""
+    rates = Rates()
+    assert rates.prefill_s(0, 512) is None
+    assert rates.decode_s(3) is None
+    for at in range(0, 4096, 512):
+        rates.prefilled(at, at + 512, 512 * (1e-3 + 1e-6 * (at + 256)))
+    for batch in (1, 2, 4):
+        rates.decoded(batch, 0.010 + 0.002 * batch)
+    assert rates.prefill_s(8192, 8704) == pytest.approx(512 * (1e-3 + 1e-6 * 8448), rel=0.01)
+    assert rates.prefill_s(0, 0) == 0
+    assert rates.decode_s(8) == pytest.approx(0.026, rel=0.01)
+
+
+def test_rates_of_noise_stay_above_nothing() -> None:
+    """A line through falling points is flat: no position is foretold to take no time."""
+    rates = Rates()
+    for at, seconds in ((0, 1.0), (512, 0.5), (1024, 0.1)):
+        rates.prefilled(at, at + 512, seconds)
+    found = rates.prefill_s(100_000, 100_512)
+    assert found is not None
+    assert found > 0.1

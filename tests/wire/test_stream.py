@@ -26,6 +26,8 @@ from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.text.chat import APRIL
 from ds4_daemon.text.tokenizer import Prompt, Tokenizer
 
+from tests.passes import UnitPass
+
 LIMITS = Limits(max_running=2, chunk_tokens=512)
 SPECIAL = re.compile("</?think>|｜DSML｜|<｜end▁of▁sentence｜>")
 
@@ -46,6 +48,9 @@ class Recital:
 
     def new_state(self) -> Any:
         return SimpleNamespace(length=0, nbytes=8)
+
+    def begin(self, batch: Items[Segment]) -> UnitPass:
+        return UnitPass(lambda: self.forward(batch))
 
     def forward(self, batch: Items[Segment]) -> list[np.ndarray | None]:
         rows: list[np.ndarray | None] = []

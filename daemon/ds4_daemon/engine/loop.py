@@ -13,45 +13,33 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from ds4_daemon.engine.admission import Admission
+from ds4_daemon.engine.events import Advanced, Ended, Event, Events, Generated
+from ds4_daemon.engine.memory import Memory
 from ds4_daemon.engine.prefix import Prefixes
-from ds4_daemon.engine.sampler import Choice
-from ds4_daemon.engine.step import Model, Outcome, Stepper
+from ds4_daemon.engine.runner import Runner
+from ds4_daemon.engine.step import Model, Stepper
 from ds4_daemon.engine.totals import Totals
+from ds4_daemon.engine.watchdog import Pulse, finding
 from ds4_daemon.errors import DaemonError, EngineError, RequestError, UnavailableError
-from ds4_daemon.sched.policy import Limits, StepPlan, plan
+from ds4_daemon.sched.estimate import first_token_s
+from ds4_daemon.sched.ledger import Ledger
+from ds4_daemon.sched.policy import Limits
 from ds4_daemon.sched.queue import WaitingRoom
-from ds4_daemon.sched.sequence import Finish, Sequence, State
+from ds4_daemon.sched.rates import Rates
+from ds4_daemon.sched.sequence import Finish, Sequence
+
+__all__ = ["Advanced", "Drained", "Ended", "Engine", "Event", "Events", "Generated"]
 
 _Answer = TypeVar("_Answer")
 
 _log = structlog.get_logger()
-
-
-class Advanced(NamedTuple):
-    """A chunk of the prompt was computed; the sequence's counters say how far it is."""
-
-
-class Generated(NamedTuple):
-    """A token was chosen."""
-
-    choice: Choice
-
-
-class Ended(NamedTuple):
-    """Nothing follows. `error` with ERROR only."""
-
-    finish: Finish
-    error: DaemonError | None = None
-
-
-Event = Advanced | Generated | Ended
-Events = asyncio.Queue[Event]
 
 
 class Drained(NamedTuple):
@@ -70,18 +58,26 @@ class Engine:
         limits: Limits,
         max_waiting: int,
         reuse: Callable[[Any, "Engine"], Prefixes] | None = None,
+        ledger: Ledger | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """`reuse` makes what reuses prefixes, from the loaded model; none: nothing is reused."""
         self.limits = limits
         self.room = WaitingRoom(max_waiting)
+        self.memory = memory or Memory()
+        self.ledger = ledger or Ledger()
         self.totals = Totals()
+        self.rates = Rates()
+        self.pulse = Pulse()
         self.draining = False
-        self.failure: DaemonError | None = None
+        self.failure: DaemonError | None = None  # for good: the thread ended, or steps fail
+        self.stalled: DaemonError | None = None  # what the watchdog found
         self.model: Model | None = None  # None while it loads
         self.load_s = 0.0
         self.prefixes: Prefixes | None = None  # None while the model loads
         self._load = load
         self._reuse = reuse
+        self._admission = Admission(limits, self.room, self.ledger, self.memory)
         self._running: list[Sequence] = []
         self._open: dict[str, tuple[Sequence, Events]] = {}
         self._drained = 0
@@ -120,11 +116,13 @@ class Engine:
                     f"a request {sequence.request_id!r} runs or waits already",
                     "give each request its own id, or leave it empty",
                 )
-            self.room.put(sequence)
+            self._admission.put(sequence)
         except DaemonError:
             self.totals.refused += 1
             raise
         events: Events = asyncio.Queue()
+        if not self._open:
+            self.pulse.progress_s = time.monotonic()  # it had nothing to do until now
         self._open[sequence.request_id] = (sequence, events)
         self._idle.clear()
         self.totals.requests += 1
@@ -134,9 +132,8 @@ class Engine:
 
     def stop(self, sequence: Sequence, finish: Finish) -> None:
         """Have it ended for this reason before the next step; the first reason given counts."""
-        if sequence.stop_requested is None:
-            sequence.stop_requested = finish
-            self._wake.set()
+        sequence.stop(finish)
+        self._wake.set()
 
     def ask(self, call: Callable[[], _Answer]) -> "asyncio.Future[_Answer]":
         """What `call` returns between two steps, on the thread that owns the sessions."""
@@ -173,6 +170,31 @@ class Engine:
     def sequences(self) -> list[Sequence]:
         """All that run or wait, oldest first."""
         return [sequence for sequence, _ in self._open.values()]
+
+    def estimate_s(self, sequence: Sequence, cached_tokens: int = 0) -> float | None:
+        """Seconds to its first token, also of one that was not submitted; None while unknown."""
+        before = self.room.before(sequence)
+        if sequence.request_id not in self._open:
+            before = self.room.waiting
+        return first_token_s(
+            sequence, before, self._running, self.limits, self.rates, cached_tokens
+        )
+
+    def look(self, limit_s: float) -> DaemonError | None:
+        """What keeps the thread from going on, if it seems that something does."""
+        if self.model is None or self.failure is not None:
+            return None
+        return finding(self.pulse, len(self._open), time.monotonic(), limit_s)
+
+    @property
+    def problem(self) -> DaemonError | None:
+        """What is wrong now, for status."""
+        return self.failure or self.stalled
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests and goes on with those it has."""
+        return self.state == "serving" and self.problem is None
 
     @property
     def state(self) -> str:
@@ -215,6 +237,8 @@ class Engine:
                 raise UnavailableError("DRAINING", "the daemon is stopping", "start it again")
             case "loading":
                 raise UnavailableError("LOADING", "the daemon still loads its model", hint)
+            case "failed" if self.failure is not None and self.failure.reason == "ENGINE_TRIPPED":
+                raise self.failure
             case "failed":
                 raise UnavailableError("ENGINE_FAILED", f"the engine failed: {self.failure}", hint)
 
@@ -241,10 +265,13 @@ class Engine:
                 self.totals.finished += 1
 
     def _fail(self, error: DaemonError) -> None:
+        self._trip(error)
+        self.died.set()
+
+    def _trip(self, error: DaemonError) -> None:
         self.failure = error
         ended = Ended(Finish.ERROR, error)
         self._deliver([(sequence, ended) for sequence in self.sequences])
-        self.died.set()
 
     # The thread's side.
 
@@ -252,8 +279,19 @@ class Engine:
         try:
             model = self._load()
             prefixes = self._reuse(model, self) if self._reuse else Prefixes(model.new_state)
-            self._stepper = Stepper(model, prefixes)
-            self._stepper.warm_up(self._warm_up_id)
+            stepper = Stepper(model, prefixes, self.rates)
+            stepper.warm_up(self._warm_up_id)
+            self.memory.settle(prefixes.layout)
+            runner = Runner(
+                stepper,
+                self._admission,
+                self.limits,
+                self.totals,
+                self.pulse,
+                lambda events: self._post(self._deliver, events) if events else None,
+                lambda error: self._post(self._trip, error),
+            )
+            self._running = runner.running
             self.prefixes = prefixes
         except BaseException as error:  # noqa: BLE001 (handed over whole to the one who waits)
             self._post(self._started.set_exception, error)
@@ -262,86 +300,17 @@ class Engine:
         try:
             while not self._closing:
                 self._wake.clear()  # before looking, so that nothing put meanwhile is missed
-                if not self._step():
+                self.pulse.begin(0.0)
+                while self._asked:
+                    self._asked.popleft()()
+                worked = runner.step()
+                self.pulse.end()
+                if not worked:
                     self._wake.wait()
         except BaseException as error:  # noqa: BLE001 (whatever it is, those who wait are told)
             _log.exception("engine died")
             failure = EngineError("ENGINE_DIED", f"the engine's thread died: {error!r}")
             self._post(self._fail, failure)
-
-    def _step(self) -> bool:
-        """One step; False when there was nothing to run."""
-        while self._asked:
-            self._asked.popleft()()
-        self._stepper.poll()
-        events = self._schedule()
-        step = plan(self._running, self.limits)
-        if step.slices:
-            events += self._conclude(self._run(step))
-        if events:
-            self._post(self._deliver, events)
-        return bool(step.slices) or self._stepper.prefixes.idle_step()
-
-    def _schedule(self) -> list[tuple[Sequence, Event]]:
-        """End what need not go on, and start what there is room for."""
-        now_s = time.monotonic()
-
-        def unwanted(sequence: Sequence) -> bool:
-            if sequence.deadline_s is not None and now_s >= sequence.deadline_s:
-                self.stop(sequence, Finish.DEADLINE)
-            return sequence.stop_requested is not None
-
-        ended = self.room.remove_if(unwanted) + [s for s in self._running if unwanted(s)]
-        events: list[tuple[Sequence, Event]] = []
-        for sequence in ended:
-            sequence.finish = sequence.stop_requested
-            events.append((sequence, self._end(sequence)))
-        self._running = [s for s in self._running if s.state is not State.DONE]
-        for sequence in self.room.take(self.limits.max_running - len(self._running)):
-            self._stepper.open(sequence)
-            self._running.append(sequence)
-        return events
-
-    def _run(self, step: StepPlan) -> list[Outcome]:
-        totals = self.totals
-        prefill = sum(part.tokens for part in step.slices if part.sequence.state is State.PREFILL)
-        decode = sum(part.sequence.state is State.DECODE for part in step.slices)
-        began_s = time.monotonic()
-        outcomes = self._stepper.run(step, totals.steps)
-        totals.last_step_s = time.monotonic()
-        took_s = totals.last_step_s - began_s
-        totals.steps += 1
-        totals.busy_s += took_s
-        totals.prefilled_tokens += prefill
-        totals.generated_tokens += sum(o.choice is not None for o in outcomes)
-        if prefill:
-            totals.prefill.add(prefill, took_s)
-        if decode:
-            totals.decode.add(decode, took_s)
-        failed = all(o.error is not None for o in outcomes)
-        totals.failed_steps_in_a_row = totals.failed_steps_in_a_row + 1 if failed else 0
-        return outcomes
-
-    def _conclude(self, outcomes: Iterable[Outcome]) -> list[tuple[Sequence, Event]]:
-        events: list[tuple[Sequence, Event]] = []
-        for sequence, choice, error in outcomes:
-            if error is not None:
-                sequence.finish = Finish.ERROR
-                _log.error("sequence failed", request_id=sequence.request_id, exc_info=error)
-            elif choice is not None:
-                events.append((sequence, Generated(choice)))
-            else:
-                events.append((sequence, Advanced()))
-            if sequence.finish is not None:
-                events.append((sequence, self._end(sequence, error)))
-        self._running = [s for s in self._running if s.state is not State.DONE]
-        return events
-
-    def _end(self, sequence: Sequence, error: DaemonError | None = None) -> Ended:
-        self._stepper.close(sequence)
-        self.totals.cached_live_tokens += sequence.cached_live_tokens
-        self.totals.cached_restored_tokens += sequence.cached_restored_tokens
-        return Ended(sequence.finish or Finish.ERROR, error)
 
     def _post(self, call: Callable[[Any], object], value: object) -> None:
         # The loop is closed only once nobody waits for events any more.

@@ -1,12 +1,14 @@
-"""Runs one step on the model: a plan in, chosen tokens out.
+"""Runs the parts of a step on the model: sequences in, chosen tokens out.
 
 The session (the model's live state) of every running sequence is `prefix`'s, which is told of each
-step. Knows neither clients nor queues nor why the plan is what it is. Used by `engine.loop` alone,
-on the engine's thread.
+chunk and token. Holds the passes of chunks that are under way: any number of them may be, and each
+goes on where it was. Knows neither clients nor queues nor why the plan is what it is. Used by
+`engine.loop` alone, on the engine's thread.
 """
 
 import time
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,12 +16,23 @@ from numpy.typing import NDArray
 
 from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.sampler import Choice, choose
-from ds4_daemon.errors import DaemonError, EngineError
+from ds4_daemon.errors import DaemonError, EngineError, OverloadedError
 from ds4_daemon.model.network import Segment, Want
 from ds4_daemon.model.state import SessionState
-from ds4_daemon.sched.policy import Slice, StepPlan
+from ds4_daemon.sched.policy import Slice
+from ds4_daemon.sched.rates import Rates
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Finish, Sequence, State
+
+
+class Pass(Protocol):
+    """What the engine needs of `model.network.Pass`."""
+
+    units: int
+    done_units: int
+    results: list[NDArray[np.float32] | None]
+
+    def advance(self, units: int) -> bool: ...
 
 
 class Model(Protocol):
@@ -32,23 +45,35 @@ class Model(Protocol):
 
     def new_state(self) -> SessionState: ...
 
+    def begin(self, batch: Items[Segment]) -> Pass: ...
+
     def forward(self, batch: Items[Segment]) -> list[NDArray[np.float32] | None]: ...
 
 
 class Outcome(NamedTuple):
-    """What a step did for one sequence: it chose a token, or computed a chunk, or failed."""
+    """What a step did for one sequence: it chose a token, or went on with a chunk, or failed."""
 
     sequence: Sequence
     choice: Choice | None = None
     error: DaemonError | None = None
 
 
+@dataclass(slots=True)
+class _Chunk:
+    """A pass that is under way, and the seconds that went into it."""
+
+    run: Pass
+    work_s: float = 0.0
+
+
 class Stepper:
     """The model and the sessions on it."""
 
-    def __init__(self, model: Model, prefixes: Prefixes) -> None:
+    def __init__(self, model: Model, prefixes: Prefixes, rates: Rates) -> None:
         self._model = model
         self.prefixes = prefixes
+        self.rates = rates
+        self._chunks: dict[Sequence, _Chunk] = {}
 
     def warm_up(self, token_id: int) -> None:
         """Decode one token, so that what compiles does it now and a broken model fails now."""
@@ -65,52 +90,72 @@ class Stepper:
 
     def close(self, sequence: Sequence) -> None:
         """Give its session back; of what failed nothing is kept."""
-        self.prefixes.close(sequence, failed=sequence.finish is Finish.ERROR)
+        dropped = self._chunks.pop(sequence, None) is not None
+        failed = sequence.finish is Finish.ERROR
+        self.prefixes.close(sequence, failed=failed, midway=dropped)
         sequence.state = State.DONE
         sequence.state_bytes = 0
+        sequence.chunk_share = 0.0
 
-    def run(self, step: StepPlan, number: int) -> list[Outcome]:
-        """Advance every slice's sequence; `number` is the step's, for turns.
-
-        Tokens and the prefill chunk go apart, so that a chunk that fails ends no running answer.
-        """
-        chunks = [part for part in step.slices if part.sequence.state is State.PREFILL]
-        tokens = [part for part in step.slices if part.sequence.state is not State.PREFILL]
-        return [o for part in (tokens, chunks) if part for o in self._advance(part, number)]
-
-    def _advance(self, slices: Items[Slice], number: int) -> list[Outcome]:
-        """One call of the model. When it raises, all its sessions are in doubt, and all fail."""
-        batch = [
-            Segment(
-                self.prefixes.state(sequence),
-                np.frombuffer(
-                    sequence.ids[sequence.computed_tokens : sequence.computed_tokens + tokens],
-                    dtype=np.int32,
-                ),
-                Want.LAST if last else Want.NONE,
-            )
-            for sequence, tokens, last in slices
-        ]
+    def decode(self, sequences: Items[Sequence]) -> list[Outcome]:
+        """One token more for each. When the model raises, all their states are in doubt."""
+        began_s = time.monotonic()
         try:
-            rows = self._model.forward(batch)
+            rows = self._model.forward([self._segment(s, 1, last=True) for s in sequences])
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends its sequences only)
-            return [self._failed(part.sequence, _failure(error)) for part in slices]
-        outcomes: list[Outcome] = []
-        for (sequence, tokens, last), row in zip(slices, rows, strict=True):
-            if sequence.state is State.PREFILL:
-                sequence.last_prefill_step = number
-            sequence.computed_tokens += tokens
-            sequence.state_bytes = self.prefixes.state(sequence).nbytes
-            outcome = _sample(sequence, row) if last else Outcome(sequence)
-            if outcome.error is not None:
-                outcomes.append(self._failed(sequence, outcome.error))
-                continue
-            self.prefixes.advanced(sequence)
-            outcomes.append(outcome)
-        return outcomes
+            return [self._failed(sequence, _failure(error)) for sequence in sequences]
+        self.rates.decoded(len(sequences), time.monotonic() - began_s)
+        return [self._took(s, 1, row, last=True) for s, row in zip(sequences, rows, strict=True)]
+
+    def prefill(self, part: Slice) -> Outcome:
+        """Go on with a chunk, or begin it, unit by unit until the slice's time is over."""
+        sequence, began_s = part.sequence, time.monotonic()
+        try:
+            chunk = self._chunks.get(sequence)
+            if chunk is None:
+                self.prefixes.begins(sequence)
+                run = self._model.begin([self._segment(sequence, part.tokens, last=part.last)])
+                chunk = self._chunks[sequence] = _Chunk(run)
+            done, units, took_s = False, 0, 0.0
+            # Half a unit too long is as near to the budget as half a unit too short.
+            while not done and (not units or took_s * (1 + 0.5 / units) < part.budget_s):
+                done = chunk.run.advance(1)
+                units += 1
+                took_s = time.monotonic() - began_s
+        except Exception as error:  # noqa: BLE001 (whatever a model raises ends this sequence only)
+            self._chunks.pop(sequence, None)
+            return self._failed(sequence, _failure(error))
+        chunk.work_s += took_s
+        sequence.chunk_tokens = part.tokens
+        sequence.chunk_share = chunk.run.done_units / chunk.run.units
+        if not done:
+            return Outcome(sequence)
+        del self._chunks[sequence]
+        begin = sequence.computed_tokens
+        self.rates.prefilled(begin, begin + part.tokens, chunk.work_s)
+        return self._took(sequence, part.tokens, chunk.run.results[0], last=part.last)
+
+    def _segment(self, sequence: Sequence, tokens: int, *, last: bool) -> Segment:
+        begin = sequence.computed_tokens
+        ids = np.frombuffer(sequence.ids[begin : begin + tokens], dtype=np.int32)
+        return Segment(self.prefixes.state(sequence), ids, Want.LAST if last else Want.NONE)
+
+    def _took(
+        self, sequence: Sequence, tokens: int, row: NDArray[np.float32] | None, *, last: bool
+    ) -> Outcome:
+        """Its state grew by so many tokens."""
+        sequence.computed_tokens += tokens
+        sequence.chunk_share = 0.0
+        sequence.state_bytes = self.prefixes.state(sequence).nbytes
+        outcome = _sample(sequence, row) if last else Outcome(sequence)
+        if outcome.error is not None:
+            return self._failed(sequence, outcome.error)
+        self.prefixes.advanced(sequence)
+        return outcome
 
     def _failed(self, sequence: Sequence, error: DaemonError) -> Outcome:
         """Its end, unless a restored state may be why: then it begins again without one."""
+        sequence.chunk_share = 0.0
         if self.prefixes.again(sequence):
             return Outcome(sequence)
         return Outcome(sequence, error=error)
@@ -146,6 +191,12 @@ def _row(row: NDArray[np.float32] | None) -> NDArray[np.float32]:
 def _failure(error: Exception) -> DaemonError:
     if isinstance(error, DaemonError):
         return error
+    if isinstance(error, MemoryError):
+        return OverloadedError(
+            "OUT_OF_MEMORY",
+            "there was no memory left to go on with this request",
+            "send it again later, or lower sessions_bytes in the daemon's settings",
+        )
     failure = EngineError(
         "STEP_FAILED",
         f"the model failed in a step: {type(error).__name__}: {error}",

@@ -1,55 +1,142 @@
-"""What the engine runs next: `plan(sequences, limits)`, a pure function of counters.
+"""What the engine runs next: pure functions of counters, the ledger and the clock.
 
-Round robin at token granularity: a step takes one token of every decoding sequence and one chunk
-of the one prefilling sequence that waited longest for its turn. Knows counts and budgets, never an
-array; changes nothing. Called by `engine.loop` once a step.
+`admit` chooses who gets a session, `plan` what the next step runs: one token of each sequence of
+the decode batch, and a slice of one sequence's chunk of prompt. Between clients the one with the
+least virtual time goes first; before that comes urgency, and prompts of a chunk or less have a lane
+of their own. Knows no array, changes nothing. Called by `engine` once a step.
+
+Nobody starves. Of two clients that want the same turn, the one that is a quantum of work behind
+goes first; short prompts and the others alternate; and who got nothing for the patience of its
+class (PATIENCE_S, or WAITING_PATIENCE_S before it runs) has its next turn as one of the class
+above. So a background request has a turn of the most urgent class at least every 12 seconds.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
-from ds4_daemon.sched.sequence import Sequence, State
+from ds4_daemon.sched.ledger import Ledger
+from ds4_daemon.sched.sequence import Priority, Sequence, State
+
+# Turns this far apart keep a normal request moving beside any number of interactive ones, and a
+# background job alive, and cost the others a few percent.
+PATIENCE_S = {Priority.NORMAL: 2.0, Priority.BACKGROUND: 10.0}
+WAITING_PATIENCE_S = 60.0  # a class: what waits holds nothing, and most of it is served by then
+# Within so much work of each other clients are served in the order they came: taking turns at every
+# token would have all long prompts end late, and none early.
+QUANTUM_WORK = 2048
+# A prompt of which no more is to compute is short. A few lines and their answer, not a document.
+SHORT_TOKENS = 512
+# Of a decode step's time goes to a slice beside it: streams then pause 1.75 times as long as
+# without it, and the prefill takes 2.3 times as long as alone.
+SLICE_SHARE = 0.75
+# With nobody decoding a slice only has to end soon enough for a cancel and for progress.
+MAX_SLICE_S = 0.25
+# A request that does not fit in memory is passed by smaller ones for so long, and then by none.
+PASSED_S = 5.0
 
 
 class Limits(NamedTuple):
     """Budgets of a step."""
 
-    max_running: int  # sequences that hold a session at once
-    chunk_tokens: int  # most prompt tokens of a step; chunks end at its multiples
+    max_running: int  # sequences that a step decodes
+    chunk_tokens: int  # most prompt tokens computed at once; chunks end at its multiples
 
 
 class Slice(NamedTuple):
-    """Run `tokens` pending ids of `sequence`; `last` when none are pending after them."""
+    """Run the chunk of `tokens` pending ids of `sequence`, or go on with it, for about `budget_s`.
+
+    At least one unit of it is run. `last`: no ids are pending after the chunk.
+    """
 
     sequence: Sequence
     tokens: int
     last: bool
+    budget_s: float
 
 
 class StepPlan(NamedTuple):
-    """What one step runs. Empty: there is nothing to do."""
+    """What one step runs. Both empty: there is nothing to do."""
 
-    slices: tuple[Slice, ...]
+    decode: tuple[Sequence, ...] = ()
+    prefill: Slice | None = None
 
 
-def plan(sequences: Iterable[Sequence], limits: Limits) -> StepPlan:
-    """The next step over the sequences that hold a session, in their order."""
-    slices: list[Slice] = []
+def admit(
+    waiting: Iterable[Sequence],
+    running: Iterable[Sequence],
+    limits: Limits,
+    ledger: Ledger,
+    now_s: float,
+    headroom_bytes: int | None = None,
+) -> list[Sequence]:
+    """Who of those that wait gets a session now, first come first; `headroom_bytes` None: no limit.
+
+    Background never keeps others out: it has up to `max_running` sessions of its own, taken while
+    fewer than that run in all. A client with less than its share of slots is let in above
+    `max_running`, up to twice as many. What exceeds a step's batch takes turns in it.
+    """
+    ordered = order(waiting, ledger, now_s)
+    held = list(running)
+    admitted: list[Sequence] = []
+    by_client = Counter(s.client.name for s in held)
+    present = {s.client.name for s in (*held, *ordered)}
+    weights = sum(ledger.of(name).weight for name in present)
+    closed = False  # somebody waits for memory whom nobody may pass
+    for sequence in ordered:
+        name = sequence.client.name
+        terms = ledger.of(name)
+        if terms.max_running is not None and by_client[name] >= terms.max_running:
+            continue
+        share = limits.max_running * terms.weight / weights
+        if not _has_slot(sequence, held, limits, by_client[name] < max(1.0, share), now_s):
+            continue
+        if headroom_bytes is not None:
+            if closed or sequence.need_bytes > headroom_bytes:
+                closed = closed or now_s - sequence.arrived_s > PASSED_S
+                continue
+            headroom_bytes -= sequence.need_bytes
+        admitted.append(sequence)
+        held.append(sequence)
+        by_client[name] += 1
+    return admitted
+
+
+def plan(
+    running: Iterable[Sequence],
+    limits: Limits,
+    ledger: Ledger,
+    now_s: float,
+    decode_step_s: float | None = None,
+) -> StepPlan:
+    """The next step over the sequences that hold a session.
+
+    `decode_step_s`: what a decode step of these takes, None while that was not measured.
+    """
+    decoding: list[Sequence] = []
     prefilling: list[Sequence] = []
-    for sequence in sequences:
+    for sequence in running:
         if sequence.state is State.DECODE:
-            slices.append(Slice(sequence, 1, True))
+            decoding.append(sequence)
         elif sequence.state is State.PREFILL:
             prefilling.append(sequence)
-    if prefilling:
-        # min takes the first of equals, so of sequences that had no turn yet the oldest goes first.
-        turn = min(prefilling, key=lambda s: s.last_prefill_step)
-        tokens = chunk_length(
-            turn.computed_tokens, turn.prompt_tokens, limits.chunk_tokens, turn.cuts
-        )
-        slices.append(Slice(turn, tokens, tokens == turn.pending_tokens))
-    return StepPlan(tuple(slices))
+    if len(decoding) > limits.max_running:
+        decoding.sort(key=lambda s: (*_share(s, ledger, now_s), s.last_step))
+        del decoding[limits.max_running :]
+    if not prefilling:
+        return StepPlan(tuple(decoding))
+    turn = _prefill_turn(prefilling, ledger, now_s)
+    tokens = chunk_length(turn.computed_tokens, turn.prompt_tokens, limits.chunk_tokens, turn.cuts)
+    budget_s = SLICE_SHARE * (decode_step_s or 0.0) if decoding else MAX_SLICE_S
+    return StepPlan(tuple(decoding), Slice(turn, tokens, tokens == turn.pending_tokens, budget_s))
+
+
+def order(sequences: Iterable[Sequence], ledger: Ledger, now_s: float) -> list[Sequence]:
+    """By whose turn it is: urgency, the fair share, short prompts, arrival."""
+    return sorted(
+        sequences, key=lambda s: (*_share(s, ledger, now_s), not is_short(s), s.arrived_s)
+    )
 
 
 def chunk_length(computed: int, prompt: int, chunk: int, cuts: Items[int] = ()) -> int:
@@ -60,3 +147,48 @@ def chunk_length(computed: int, prompt: int, chunk: int, cuts: Items[int] = ()) 
     """
     stop = min((computed // chunk + 1) * chunk, prompt)
     return min([stop, *(cut for cut in cuts if cut > computed)]) - computed
+
+
+def _prefill_turn(prefilling: list[Sequence], ledger: Ledger, now_s: float) -> Sequence:
+    """Whose chunk goes on. Nothing else than more urgent work keeps a lane from its turn."""
+    ordered = order(prefilling, ledger, now_s)
+    urgent = [s for s in ordered if urgency(s, now_s) == urgency(ordered[0], now_s)]
+    short = next((s for s in urgent if is_short(s)), None)
+    long = next((s for s in urgent if not is_short(s)), None)
+    if short is None or long is None:
+        return urgent[0]
+    return long if ledger.short_turn else short
+
+
+def urgency(sequence: Sequence, now_s: float) -> Priority:
+    """Its class now: one or two above its own when it got nothing for long."""
+    priority = Priority(sequence.priority or Priority.NORMAL)
+    unserved_s = now_s - max(sequence.arrived_s, sequence.served_s)
+    while priority is not Priority.INTERACTIVE:
+        waits = sequence.state is State.WAITING
+        unserved_s -= WAITING_PATIENCE_S if waits else PATIENCE_S[priority]
+        if unserved_s < 0:
+            break
+        priority = Priority(priority - 1)
+    return priority
+
+
+def _share(sequence: Sequence, ledger: Ledger, now_s: float) -> tuple[Priority, int]:
+    served = ledger.served(sequence.client.name)
+    return urgency(sequence, now_s), int(served // QUANTUM_WORK)
+
+
+def is_short(sequence: Sequence) -> bool:
+    """Whether so little of its prompt is to compute that it has the lane."""
+    return sequence.prompt_tokens - sequence.cached_tokens <= SHORT_TOKENS
+
+
+def _has_slot(
+    sequence: Sequence, held: list[Sequence], limits: Limits, below_share: bool, now_s: float
+) -> bool:
+    most = limits.max_running
+    background = sum(s.priority == Priority.BACKGROUND for s in held)
+    if sequence.priority == Priority.BACKGROUND:
+        aged = urgency(sequence, now_s) is not Priority.BACKGROUND
+        return background < most and (aged or len(held) < most)
+    return len(held) - background < (2 * most if below_share else most)

@@ -1,12 +1,12 @@
-"""Where sequences wait for the engine: first come, first served, and never more than its limit.
+"""Where sequences wait for the engine, in the order of their turns, and never more than its limits.
 
-Owns their order. `rpc` puts from the event loop, the engine takes from its own thread, so each
-method holds the lock for its short while. Does not know why the engine takes none.
+Owns their order, which the engine tells it (`arrange`). `rpc` puts from the event loop, the engine
+takes from its own thread, so each method holds the lock for its short while. Does not know why the
+engine takes whom it takes.
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ds4_daemon.errors import OverloadedError
 from ds4_daemon.sched.sequence import Sequence
@@ -17,14 +17,20 @@ class WaitingRoom:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, sequence: Sequence) -> None:
-        """Add it at the end. Raises OverloadedError when the room is full."""
+    @property
+    def waiting(self) -> list[Sequence]:
+        """All of them, whose turn it is first."""
+        with self._lock:
+            return list(self._waiting)
+
+    def put(self, sequence: Sequence, most_of_client: int | None = None) -> None:
+        """Add it at the end. Raises OverloadedError when the room or the client's part is full."""
         with self._lock:
             if len(self._waiting) >= self.capacity:
                 raise OverloadedError(
@@ -32,17 +38,32 @@ class WaitingRoom:
                     f"{self.capacity} requests wait already",
                     "try again later, or raise max_waiting in the daemon's settings",
                 )
+            name = sequence.client.name
+            if most_of_client is not None:
+                own = sum(other.client.name == name for other in self._waiting)
+                if own >= most_of_client:
+                    raise OverloadedError(
+                        "CLIENT_QUEUE_FULL",
+                        f"{own} requests of the client {name!r} wait already",
+                        "try again later, or raise its max_waiting in the daemon's settings",
+                    )
             self._waiting.append(sequence)
 
-    def take(self, count: int) -> list[Sequence]:
-        """Remove and return the first ones, at most `count`."""
+    def arrange(self, ordered: Iterable[Sequence]) -> None:
+        """Take over this order; who came meanwhile stays at the end."""
+        place = {id(sequence): i for i, sequence in enumerate(ordered)}
         with self._lock:
-            return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+            self._waiting.sort(key=lambda s: place.get(id(s), len(place)))
+
+    def take(self, wanted: Iterable[Sequence]) -> list[Sequence]:
+        """Remove and return those of `wanted` that still wait, in the room's order."""
+        names = {id(sequence) for sequence in wanted}
+        return self.remove_if(lambda sequence: id(sequence) in names)
 
     def remove_if(self, unwanted: Callable[[Sequence], bool]) -> list[Sequence]:
         """Remove and return those that need not wait any longer."""
         removed: list[Sequence] = []
-        kept: deque[Sequence] = deque()
+        kept: list[Sequence] = []
         with self._lock:
             # One verdict each: a second look might differ, for `stop` is called from any thread.
             for sequence in self._waiting:
@@ -50,10 +71,14 @@ class WaitingRoom:
             self._waiting = kept
         return removed
 
-    def position(self, sequence: Sequence) -> int:
-        """How many wait before it; 0 also when it waits no more."""
+    def before(self, sequence: Sequence) -> list[Sequence]:
+        """Those that wait and go before it; none also when it waits no more."""
         with self._lock:
             for place, other in enumerate(self._waiting):
                 if other is sequence:
-                    return place
-            return 0
+                    return self._waiting[:place]
+            return []
+
+    def position(self, sequence: Sequence) -> int:
+        """How many wait before it; 0 also when it waits no more."""
+        return len(self.before(sequence))

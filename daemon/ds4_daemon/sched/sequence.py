@@ -23,6 +23,14 @@ class State(enum.Enum):
     DONE = enum.auto()
 
 
+class Priority(enum.IntEnum):
+    """How urgent a request is, most first; numbered as in the contract."""
+
+    INTERACTIVE = 1
+    NORMAL = 2
+    BACKGROUND = 3
+
+
 class Finish(enum.Enum):
     """Why a sequence ended."""
 
@@ -62,7 +70,7 @@ class Sequence:
     max_tokens: int  # most to generate; the prompt and these fit the context
     stop_ids: frozenset[int] = frozenset()
     client: Client = Client()
-    priority: int = 0  # as the contract numbers it; carried, not weighed yet
+    priority: int = 0  # of `Priority`; 0: not said, which is normal
     arrived_s: float = 0.0
     deadline_s: float | None = None
     cache: CacheUse = CacheUse()
@@ -77,7 +85,11 @@ class Sequence:
     stop_requested: Finish | None = None
     detached: bool = False  # nobody reads its events now; set by `rpc`
     told: tuple[int, ...] = ()  # generated before a restart: chosen again, whatever the logits say
-    last_prefill_step: int = -1  # whose turn it is among prefilling sequences
+    last_step: int = -1  # the last one that did something for it
+    served_s: float = 0.0  # when that was
+    chunk_share: float = 0.0  # how much of the chunk after `computed_tokens` is computed, 0 to 1
+    chunk_tokens: int = 0  # of that chunk
+    need_bytes: int = 0  # memory that its state is expected to take
     cuts: tuple[int, ...] = ()  # positions where a chunk must end, ascending
     cached_live_tokens: int = 0  # of the prompt, taken from a session in memory
     cached_restored_tokens: int = 0  # or restored from the KV cache
@@ -91,10 +103,21 @@ class Sequence:
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.ids)
 
+    def stop(self, finish: Finish) -> None:
+        """Ask for its end; from any thread. The first reason given counts."""
+        if self.stop_requested is None:
+            self.stop_requested = finish
+
     @property
     def cached_tokens(self) -> int:
         """Tokens of the prompt that were not computed."""
         return self.cached_live_tokens + self.cached_restored_tokens
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Tokens of the prompt whose state exists, and the computed share of the next chunk."""
+        done = self.computed_tokens + int(self.chunk_share * self.chunk_tokens)
+        return min(done, self.prompt_tokens)
 
     @property
     def generated_tokens(self) -> int:
