@@ -9,7 +9,6 @@ runs on the engine's thread and waits for nothing: restores come back through `p
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -17,7 +16,8 @@ from ds4_runtime.kv_keys import BLOCK_TOKENS
 
 from ds4_daemon.engine.canary import Canary
 from ds4_daemon.engine.labels import Label, claim
-from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Ids, Saver, Session
+from ds4_daemon.engine.prefix_find import Nearest, live_tokens, most_useful, nearest
+from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Saver, Session
 from ds4_daemon.engine.prefix_state import Restoring, bounded, duplicate, fork
 from ds4_daemon.engine.shelf import Saved, Shelf, restorable_tokens
 from ds4_daemon.kvlink.layout import Layout
@@ -27,21 +27,10 @@ from ds4_daemon.misses import Miss
 from ds4_daemon.model.state import SessionState
 from ds4_daemon.sched.sequence import Sequence, State
 
-# As many as a person needs to see where a prompt went another way.
-NEXT_IDS = 64
-
 # Room that a restored session gets beyond its prompt: growing it would copy all its rows.
 _ROOM_TOKENS = 4096
 
 _log = structlog.get_logger()
-
-
-class Nearest(NamedTuple):
-    """The live session that goes with a prompt the longest, and what it has after that."""
-
-    common_tokens: int
-    usable_tokens: int  # of any session
-    next_ids: tuple[int, ...]
 
 
 class Prefixes:
@@ -59,6 +48,7 @@ class Prefixes:
         *,
         canary: Canary | None = None,
         live_bytes: int = 0,
+        min_saving_s: float = 0.0,
         prefill_tok_s: Callable[[], float] = lambda: 0.0,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
@@ -68,6 +58,7 @@ class Prefixes:
         self.link = link if self._layout is not None else None
         self._saver = Saver(self.link) if self.link is not None else None
         self.canary = canary
+        self._min_saving_s = min_saving_s
         self._prefill_tok_s = prefill_tok_s
         self._wake = wake
         self._open: dict[Sequence, Session] = {}
@@ -232,21 +223,11 @@ class Prefixes:
 
     def live_tokens(self, token_ids: Items[int], salt: str) -> int:
         """Tokens of a prompt that a session in memory would save; from any thread."""
-        ids = np.array(token_ids, np.int32)
-        return max((self._usable(s, ids)[0] for s in self._sessions(salt)), default=0)
+        return live_tokens(self._sessions(salt), self.idle, np.array(token_ids, np.int32))
 
     def nearest(self, token_ids: Items[int], salt: str) -> Nearest:
-        """What live sessions of this salt have in common with a prompt; from any thread."""
-        ids = np.array(token_ids, np.int32)
-        best = Nearest(0, 0, ())
-        for session in self._sessions(salt):
-            common = session.common(ids)
-            usable = max(self._usable(session, ids)[0], best.usable_tokens)
-            if common > best.common_tokens or not best.next_ids:
-                best = Nearest(common, usable, tuple(session.ids[common : common + NEXT_IDS]))
-            else:
-                best = best._replace(usable_tokens=usable)
-        return best
+        """What sessions in memory have in common with a prompt; from any thread."""
+        return nearest(self._sessions(salt), self.idle, np.array(token_ids, np.int32))
 
     # How a sequence gets its session.
 
@@ -278,36 +259,23 @@ class Prefixes:
         cuts |= {anchor: CheckpointKind.ANCHOR, end: CheckpointKind.PROMPT_END}
         return {at: kind for at, kind in cuts.items() if at}
 
-    def _usable(self, session: Session, ids: Ids) -> tuple[int, bool]:
-        """Tokens that it saves of a prompt, and whether that is all of it."""
-        usable, whole = session.usable(ids)
-        if whole and session not in self.idle:  # one that runs on is taken at a boundary
-            return session.usable_boundary(ids), False
-        return usable, whole
-
     def _live(self, sequence: Sequence) -> Session | None:
         """The session in memory that saves most: taken whole, or a fork of it.
 
         One that has a name or a pin is taken by who names it; for the others it is forked.
         """
-        ids = np.array(sequence.ids, np.int32)
-        best: Session | None = None
-        found = (0, False, False)
-        for session in self._sessions(sequence.cache.salt):
-            tokens, whole = self._usable(session, ids)
-            named = bool(sequence.session) and session.label.name == sequence.session
-            if (tokens, whole, named) > found and tokens:
-                best, found = session, (tokens, whole, named)
+        sessions, ids = self._sessions(sequence.cache.salt), np.array(sequence.ids, np.int32)
+        best = most_useful(sessions, self.idle, ids, sequence.session)
         if best is None:
             return None
-        tokens, whole, named = found
-        if whole and (named or not best.label.kept):
-            self.shelf.take(best)
-            best.resumed(_client(sequence), no_save=sequence.cache.no_save)
-            return best
-        if best in self.idle:  # used: last to leave
-            self.shelf.touch(best)
-        forked = self.forked(best, tokens)
+        source, named = best.session, best.session.label.name == sequence.session != ""
+        if best.whole and (named or not source.label.kept):
+            self.shelf.take(source)
+            source.resumed(_client(sequence), no_save=sequence.cache.no_save)
+            return source
+        if source in self.idle:  # used: last to leave
+            self.shelf.touch(source)
+        forked = self.forked(source, best.tokens)
         forked.client, forked.no_save = _client(sequence), sequence.cache.no_save
         return forked
 
@@ -358,6 +326,12 @@ class Prefixes:
         self._open[sequence] = session
         self._pending[sequence] = link.restore(wanted, make, self._wake)
         return True
+
+    def is_worth_restoring(self, stored_tokens: int, live_tokens: int) -> bool:
+        """Whether a request would restore so many tokens where it has some in memory."""
+        saving_s = self.recompute_s(stored_tokens - live_tokens)
+        # While no speed was measured all is worth it, as to `kvlink.restore`.
+        return stored_tokens > live_tokens and not 0 < saving_s < self._min_saving_s
 
     def recompute_s(self, tokens: int) -> float:
         """How long computing so many tokens takes; 0 while no speed was measured."""

@@ -63,6 +63,7 @@ def make_prefixes(
         link,
         canary=canary,
         live_bytes=terms.live_bytes,
+        min_saving_s=terms.min_saving_s,
         prefill_tok_s=lambda: engine.totals.prefill.tokens_per_s,
         wake=engine.wake,
     )

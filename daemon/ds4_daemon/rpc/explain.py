@@ -7,14 +7,14 @@ by `inference`.
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 
 from ds4.v1 import inference_pb2 as pb
 from ds4.v1 import types_pb2
 from ds4_runtime.kv_keys import BLOCK_TOKENS
 
 from ds4_daemon.engine.loop import Engine
-from ds4_daemon.engine.prefix import Nearest, Prefixes
+from ds4_daemon.engine.prefix import Prefixes
+from ds4_daemon.engine.prefix_find import Nearest
 from ds4_daemon.kvlink.link import Explained
 from ds4_daemon.misses import Miss
 from ds4_daemon.text.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ async def explain(
     """The answer for a prompt's ids. `engine` must have its model."""
     prefixes = engine.prefixes
     assert prefixes is not None
-    live = await engine.ask(partial(prefixes.nearest, ids, salt))
+    live = prefixes.nearest(ids, salt)
     stored = Explained(0, Miss.DISABLED, 0, ())
     if prefixes.link is not None:
         stored = await asyncio.to_thread(prefixes.link.explain, ids, salt, _SERVICE_S)
