@@ -62,8 +62,10 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_runtime.server import Server
 
     from ds4_daemon.engine.loop import Drained, Engine
+    from ds4_daemon.engine.memory import Memory
     from ds4_daemon.engine.prefix import Prefixes
     from ds4_daemon.engine.reuse import Terms, make_prefixes
+    from ds4_daemon.engine.watchdog import watch
     from ds4_daemon.journal.folder import Journal
     from ds4_daemon.model.files import open_model
     from ds4_daemon.model.load import check, load_network
@@ -78,6 +80,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     from ds4_daemon.rpc.services import add_services
     from ds4_daemon.rpc.sessions import Sessions
     from ds4_daemon.rpc.status_codes import STATUS_CODES
+    from ds4_daemon.sched.ledger import ClientTerms, Ledger
     from ds4_daemon.sched.policy import Limits
     from ds4_daemon.sched.sampling import Sampling
     from ds4_daemon.text.chat import APRIL, JULY
@@ -110,7 +113,23 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
         settings.kv_canary_every,
     )
     limits = Limits(settings.max_running, settings.chunk_tokens)
-    engine = Engine(load, limits, settings.max_waiting, reuse)
+    others = ClientTerms(1.0, settings.client_max_running, settings.client_max_waiting)
+    named = {
+        client: ClientTerms(
+            own.weight,
+            own.max_running or others.max_running,
+            others.max_waiting if own.max_waiting is None else own.max_waiting,
+        )
+        for client, own in settings.clients.items()
+    }
+    engine = Engine(
+        load,
+        limits,
+        settings.max_waiting,
+        reuse,
+        Ledger(named, others),
+        Memory(settings.sessions_bytes),
+    )
 
     # The services, on a socket that says NOT_SERVING until there is a model.
     server = Server(tenancy, STATUS_CODES)
@@ -161,7 +180,11 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
                 resumption.start()
                 await server.set_serving(True)
                 _log.info("model served", model=name, socket=str(server.socket))
+                watching = asyncio.create_task(
+                    watch(engine, server.set_serving, settings.watchdog_s)
+                )
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                watching.cancel()
             drained = await drain(None)
             _log.info("requests drained", finished=drained.finished, told=drained.drained)
         finally:

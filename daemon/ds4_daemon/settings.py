@@ -4,11 +4,34 @@ Flags over DS4_* variables over `<home>/config.toml` over defaults; `ds4_runtime
 them. Read once by `main`, before anything is opened.
 """
 
+import json
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from ds4_runtime.settings import Bytes, ProcessSettings, Source
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class ClientSettings(BaseModel):
+    """What one client may do, by its name: `[clients.NAME]` in config.toml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    weight: float = Field(1.0, gt=0, description="its share of the model against that of others")
+    max_running: int | None = Field(None, ge=1, description="requests of it that run at once")
+    max_waiting: int | None = Field(None, ge=0, description="requests of it that may wait")
+
+
+def parse_table(value: object) -> object:
+    """A table from the JSON text of a flag or a variable; what is no text as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            'is no JSON; write it as {"name": {"weight": 2}}, or use a table in config.toml'
+        ) from error
 
 
 class Settings(ProcessSettings):
@@ -36,12 +59,31 @@ class Settings(ProcessSettings):
     context_tokens: int | None = Field(
         None, ge=2, description="most tokens of a prompt and its answer; none: what the model has"
     )
-    # Each running sequence holds a session; 16 small ones fit any machine that fits the weights.
-    max_running: int = Field(16, ge=1, description="requests that run at once")
+    # More would make each answer slower than most people read.
+    max_running: int = Field(16, ge=1, description="requests that are decoded at once")
     max_waiting: int = Field(256, ge=1, description="requests that may wait for their turn")
     # Four blocks of 128: long enough to share the reading of weights, short enough that the others
     # get their next token within a second on a slow machine.
     chunk_tokens: int = Field(512, ge=1, description="prompt tokens computed in one step")
+    client_max_running: int | None = Field(
+        None, ge=1, description="requests of one client that run at once; none: max_running"
+    )
+    client_max_waiting: int | None = Field(
+        None, ge=0, description="requests of one client that may wait; none: max_waiting"
+    )
+    clients: Annotated[dict[str, ClientSettings], BeforeValidator(parse_table)] = Field(
+        {}, description="weight and limits of single clients, by name"
+    )
+    sessions_bytes: Bytes | None = Field(
+        None,
+        ge=0,
+        description="memory for all sessions; none: four fifths of what is left beside the weights",
+    )
+    # Longer than any step but one of a very long prompt on a slow machine, for which ten times
+    # what is expected counts.
+    watchdog_s: float = Field(
+        30.0, gt=0, description="how long nothing may come of the engine before that is told"
+    )
     kv_cache: bool = Field(
         True, description="restore and save prefixes through ds4-kvcache, while it runs"
     )

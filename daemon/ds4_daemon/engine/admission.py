@@ -43,18 +43,20 @@ class Admission:
             return []
         waiting = order(waiting, self.ledger, now_s)
         self.room.arrange(waiting)
-        held_bytes, coming_bytes = _claims(running)
-        headroom_bytes = None
-        if self.memory.limit_bytes:
-            headroom_bytes = self.memory.headroom_bytes(
-                held_bytes, coming_bytes, prefixes.idle_bytes
-            )
+        limited = self.memory.limit_bytes > 0
+        headroom_bytes = self.headroom_bytes(running, prefixes.idle_bytes) if limited else None
         chosen = admit(waiting, running, self._limits, self.ledger, now_s, headroom_bytes)
         taken = self.room.take(chosen)
-        if taken and self.memory.limit_bytes:
+        if taken and limited:
+            held_bytes, coming_bytes = _claims(running)
             need_bytes = sum(s.need_bytes for s in taken)
             self._make_room(prefixes, held_bytes + need_bytes, coming_bytes + need_bytes)
         return taken
+
+    def headroom_bytes(self, running: list[Sequence], idle_bytes: int) -> int:
+        """What is left beside those that run, if idle sessions leave."""
+        held_bytes, coming_bytes = _claims(running)
+        return self.memory.headroom_bytes(held_bytes, coming_bytes, idle_bytes)
 
     def relieve(
         self, running: list[Sequence], prefixes: Prefixes, now_s: float

@@ -180,6 +180,12 @@ class Engine:
             sequence, before, self._running, self.limits, self.rates, cached_tokens
         )
 
+    @property
+    def headroom_bytes(self) -> int:
+        """Memory that is left for new sequences; idle sessions would leave for them."""
+        idle_bytes = self.prefixes.idle_bytes if self.prefixes is not None else 0
+        return self._admission.headroom_bytes(self._running, idle_bytes)
+
     def look(self, limit_s: float) -> DaemonError | None:
         """What keeps the thread from going on, if it seems that something does."""
         if self.model is None or self.failure is not None:

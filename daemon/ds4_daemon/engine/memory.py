@@ -91,7 +91,8 @@ class Memory:
         does not know of yet. Never less than 0.
         """
         by_system = self.available_bytes() + idle_bytes - coming_bytes - SPARE_BYTES
-        return max(0, min(self.limit_bytes - held_bytes, by_system))
+        by_books = self.limit_bytes - held_bytes if self.limit_bytes else by_system
+        return max(0, min(by_books, by_system))
 
     def check(self, sequence: Sequence) -> None:
         """Set its need. Raises OverloadedError when it could not be met by an empty daemon."""

@@ -102,7 +102,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
         )
 
     def _status(self) -> pb.StatusResponse:
-        problem = self._engine.failure
+        problem = self._engine.problem
         status = pb.StatusResponse(
             process=pb.ProcessStatus(
                 name="ds4-daemon",
@@ -156,7 +156,8 @@ class Admin(admin_pb2_grpc.AdminServicer):
                 active_bytes=memory.active_bytes,
                 peak_bytes=memory.peak_bytes,
                 cache_bytes=memory.cache_bytes,
-                headroom_bytes=host.available_memory_bytes(),
+                limit_bytes=engine.memory.limit_bytes,
+                headroom_bytes=engine.headroom_bytes,
             ),
             totals=pb.Totals(
                 requests=totals.requests,
@@ -188,7 +189,7 @@ class Admin(admin_pb2_grpc.AdminServicer):
 def _request(engine: Engine, sequence: Sequence, now_s: float) -> pb.RequestStatus:
     speed = 0.0
     if sequence.state is State.PREFILL and sequence.prefill_began_s is not None:
-        computed = sequence.computed_tokens - sequence.cached_tokens
+        computed = sequence.prefilled_tokens - sequence.cached_tokens
         speed = computed / max(now_s - sequence.prefill_began_s, 1e-6)
     elif sequence.first_token_s is not None and sequence.generated_tokens > 1:
         speed = (sequence.generated_tokens - 1) / max(now_s - sequence.first_token_s, 1e-6)
@@ -198,7 +199,7 @@ def _request(engine: Engine, sequence: Sequence, now_s: float) -> pb.RequestStat
         phase=_PHASES[sequence.state],
         priority=types_pb2.Priority.ValueType(sequence.priority),
         prompt_tokens=sequence.prompt_tokens,
-        prefilled_tokens=min(sequence.computed_tokens, sequence.prompt_tokens),
+        prefilled_tokens=sequence.prefilled_tokens,
         generated_tokens=sequence.generated_tokens,
         max_tokens=sequence.max_tokens,
         tokens_per_s=speed,
