@@ -65,10 +65,10 @@ class Kept:
         self.events += new
 
         def show(written: bool) -> None:
-            if not written:
-                self.page = (
-                    None  # it cannot be gone on with after a restart, and is told all the same
-                )
+            if not written and self.page is not None:
+                # Told all the same; it cannot be gone on with after this process.
+                self.page.remove()
+                self.page = None
             self.shown = max(self.shown, count)
             self._notify()
 
