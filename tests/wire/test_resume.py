@@ -136,7 +136,7 @@ def said(events: list[pb.GenerateEvent]) -> tuple[list[int], str, str, str]:
 def test_an_answer_goes_on_from_where_the_journal_ends(
     place: Place, sampling: dict[str, Any], reason: pb.FinishReason.ValueType
 ) -> None:
-    """A daemon killed after a record of the journal, early or late, gives the same answer as one that lived."""
+    """A daemon killed after any record of the journal gives the answer of one that lived."""
     request = asked(**sampling)
     whole = place.live(lambda _, tell: tell(request))
     assert whole[-1].finished.reason == reason
