@@ -211,6 +211,8 @@ BAD_SETTINGS = {
     "file value": ((), "temperature = 'hot'", {}, "config.toml"),
     "file key": ((), "chunk_toknes = 3", {}, "chunk_toknes"),
     "file": ((), "this is not toml", {}, "config.toml"),
+    "table as a flag": (("--clients", "bot=2"), "", {}, "--clients"),
+    "table's key": ((), "[clients.bot]\nwieght = 2", {}, "clients"),
 }
 
 
