@@ -26,6 +26,8 @@ _PHASES = {
     State.RESTORE: pb.PHASE_RESTORE,
     State.DECODE: pb.PHASE_DECODE,
 }
+# What the engine says of every request when it takes none any more.
+_ENGINE_FAILURES = frozenset({"ENGINE_DIED", "ENGINE_TRIPPED"})
 # A request that is in the journal goes on after these.
 _INTERRUPTED: dict[str, DaemonError] = {
     "drained": UnavailableError(
@@ -33,7 +35,7 @@ _INTERRUPTED: dict[str, DaemonError] = {
         "the daemon stops; the request goes on when it runs again",
         "attach to it then, at the offset after the last event",
     ),
-    "died": UnavailableError(
+    "failed": UnavailableError(
         "ENGINE_FAILED",
         "the engine failed; the request goes on when the daemon runs again",
         "attach to it then, at the offset after the last event",
@@ -131,8 +133,8 @@ def _interruption(kept: Kept, last: Event) -> str | None:
         return None
     if last.finish is Finish.DRAINED:
         return "drained"
-    died = last.error is not None and last.error.reason == "ENGINE_DIED"
-    return "died" if died else None
+    failed = last.error is not None and last.error.reason in _ENGINE_FAILURES
+    return "failed" if failed else None
 
 
 async def _next(events: Events) -> list[Event]:
@@ -184,17 +186,17 @@ def _progress(engine: Engine, kept: Kept) -> pb.Progress:
         return pb.Progress(
             phase=pb.PHASE_QUEUED, total_tokens=kept.events[0].accepted.prompt_tokens
         )
-    sequence, now_s = kept.job.sequence, time.monotonic()
+    sequence = kept.job.sequence
     progress = pb.Progress(
         phase=_PHASES.get(sequence.state, pb.PHASE_PREFILL),
-        prefilled_tokens=min(sequence.computed_tokens, sequence.prompt_tokens),
+        prefilled_tokens=sequence.prefilled_tokens,
         total_tokens=sequence.prompt_tokens,
         queue_position=engine.room.position(sequence),
     )
-    computed = progress.prefilled_tokens - sequence.cached_tokens
-    if sequence.prefill_began_s is not None and computed > 0:
-        took_s = max(now_s - sequence.prefill_began_s, 1e-6)
+    computed = sequence.prefilled_tokens - sequence.cached_tokens
+    if sequence.prefill_began_s is not None and sequence.first_token_s is None and computed > 0:
+        took_s = max(time.monotonic() - sequence.prefill_began_s, 1e-6)
         progress.tokens_per_s = computed / took_s
-        left = progress.total_tokens - progress.prefilled_tokens
-        progress.eta_s = left / progress.tokens_per_s
+    if (eta_s := engine.estimate_s(sequence)) is not None:
+        progress.eta_s = eta_s
     return progress
