@@ -22,7 +22,7 @@ from ds4.v1 import types_pb2
 from google.protobuf.message import DecodeError
 
 from ds4_daemon.engine.loop import Ended, Engine, Events
-from ds4_daemon.errors import DaemonError, EngineError, OverloadedError, UnavailableError
+from ds4_daemon.errors import DaemonError, EngineError, OverloadedError
 from ds4_daemon.journal.folder import Found, Journal
 from ds4_daemon.journal.records import Kind, pack_parts, read_parts
 from ds4_daemon.rpc.accept import Acceptance
@@ -36,6 +36,7 @@ from ds4_daemon.sched.sequence import Finish, Sequence
 # A request that ends the daemon three times before its next token would end it for ever.
 _MOST_RESUMPTIONS = 3
 # The room for those that wait is smaller than what may have run and waited.
+_FULL = frozenset({"QUEUE_FULL", "CLIENT_QUEUE_FULL"})
 _ROOM_AGAIN_S = 0.5
 
 _log = structlog.get_logger()
@@ -145,10 +146,10 @@ class Resumption:
             if kept.page is not None:
                 kept.page.append(Kind.RESUMED, b"", None)
             events = await self._submit(kept, job.sequence)
-        except UnavailableError as error:
-            kept.end(error)  # the daemon stops again; the journal has it
-            return
         except Exception as error:  # noqa: BLE001 (whatever it is, those who read are told)
+            if isinstance(error, DaemonError) and self._engine.state in ("draining", "failed"):
+                kept.end(error)  # not in this process; the journal has it
+                return
             _log.warning("request not resumed", request_id=kept.request_id, exc_info=True)
             self._refuse(kept, error, len(ids))
             return
@@ -191,7 +192,9 @@ class Resumption:
         while True:
             try:
                 events = self._engine.submit(sequence)
-            except OverloadedError:
+            except OverloadedError as error:
+                if error.reason not in _FULL:
+                    raise
                 await asyncio.sleep(_ROOM_AGAIN_S)
                 continue
             if kept.cancelled:
