@@ -25,3 +25,6 @@ class UnitPass:
         if self.done_units == self.units:
             self.results = self._forward()
         return self.done_units == self.units
+
+    def wait(self) -> None:
+        pass

@@ -34,6 +34,8 @@ class Pass(Protocol):
 
     def advance(self, units: int) -> bool: ...
 
+    def wait(self) -> None: ...
+
 
 class Model(Protocol):
     """What the engine needs of `model.network.Network`."""
@@ -120,6 +122,7 @@ class Stepper:
             # Half a unit too long is as near to the budget as half a unit too short.
             while not done and (not units or took_s * (1 + 0.5 / units) < part.budget_s):
                 done = chunk.run.advance(1)
+                chunk.run.wait()  # else the time of a slice would be paid by the next decode step
                 units += 1
                 took_s = time.monotonic() - began_s
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends this sequence only)

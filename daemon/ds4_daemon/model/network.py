@@ -128,6 +128,11 @@ class Pass:
             self._network.start(self._groups)
         return self.done
 
+    def wait(self) -> None:
+        """Until a device that computes on its own has done what `advance` began."""
+        for group in self._groups:
+            self._network.wait(group)
+
 
 class Network:
     """The model, ready to run.
@@ -220,6 +225,10 @@ class Network:
         streams = [g.streams for g in groups if g.streams is not None]
         if streams:
             self._ops.run(streams)
+
+    def wait(self, group: Group) -> None:
+        """Until the streams of a group are computed; called by the pass."""
+        self._ops.numpy(group.streams[:, -1:, :1, :1])
 
     def _embed_ids(self, group: Group) -> None:
         ops, ids = self._ops, group.ids
