@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
-from ds4_daemon.engine.loop import Engine
+from ds4_daemon.engine.loop import Ended, Engine
 from ds4_daemon.engine.prefix_state import layout_of
 from ds4_daemon.engine.sessions import Info, Sessions, Where
 from ds4_daemon.errors import ConflictError, DaemonError, NotFoundError, RequestError
@@ -257,5 +257,31 @@ def test_a_failure_leaves_a_named_session_at_its_last_boundary(network: Network)
         await engine.ask(fail)
         after = only(sessions)
         assert (after.id, after.name, after.tokens) == (before.id, "a", 256)
+
+    with_sessions(network, body)
+
+
+def test_a_second_request_on_a_session_is_refused(network: Network) -> None:
+    """While one runs the other is told so; a name of another salt is refused too."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        running = sequence("1", FIRST, 200, session="a")
+        events = engine.submit(running)
+        await events.get()
+        assert (await engine.ask(lambda: only(sessions))).where is Where.ACTIVE
+        for salt, why in (("", "SESSION_IN_USE"), ("x", "NAME_TAKEN")):
+            other = sequence(why, FIRST, session="a", cache=CacheUse(salt=salt))
+            ended = await engine.submit(other).get()
+            assert isinstance(ended, Ended)
+            assert ended.error is not None
+            assert ended.error.reason == why
+        for call in (lambda: sessions.delete("a"), lambda: sessions.rewind("a", 128)):
+            assert reason(call, ConflictError) == "SESSION_IN_USE"
+        fork = await engine.ask(lambda: sessions.fork("a", "b", None))
+        assert fork.info.tokens in (0, 256)
+        engine.cancel("1")
+        while not isinstance(await events.get(), Ended):
+            pass
+        assert {info.name for info in sessions.list()} >= {"a"}
 
     with_sessions(network, body)

@@ -133,15 +133,9 @@ def test_ids_that_are_none_are_refused_everywhere(daemon: Daemon) -> None:
 def test_what_is_not_built_says_so(daemon: Daemon) -> None:
     """Parts of the contract that come later are UNIMPLEMENTED with a reason and a hint."""
     with daemon.channel() as channel:
-        from ds4.v1 import inference_pb2_grpc
-
-        inference = inference_pb2_grpc.InferenceStub(channel)
         admin = admin_pb2_grpc.AdminStub(channel)
         cache = kvcache_pb2_grpc.KvCacheStub(channel)
-        kept = pb.GenerateRequest(prompt=IDS, session="s")
         calls: list[tuple[str, Callable[[], Any]]] = [
-            ("ESTIMATE_NOT_BUILT", lambda: inference.Estimate(pb.EstimateRequest())),
-            ("SESSIONS_NOT_BUILT", lambda: inference.Generate(kept)),
             ("LOAD_NOT_BUILT", lambda: admin.Load(admin_pb2.LoadRequest())),
             ("UNLOAD_NOT_BUILT", lambda: admin.Unload(admin_pb2.UnloadRequest())),
             ("METRICS_NOT_BUILT", lambda: admin.Metrics(admin_pb2.MetricsRequest())),

@@ -15,6 +15,7 @@ from ds4_daemon.errors import DaemonError, RequestError, UnavailableError
 from ds4_daemon.journal.folder import Journal, Page
 from ds4_daemon.journal.records import Kind
 from ds4_daemon.rpc.answer import Answer
+from ds4_daemon.rpc.estimate import live_tokens
 from ds4_daemon.rpc.kept import Kept, KeptRequests
 from ds4_daemon.rpc.request import Job
 from ds4_daemon.rpc.stream import accepted, record
@@ -63,10 +64,11 @@ class Acceptance:
             raise _reused(request_id)
         page = None if entry is None else self._journal.page(request_id, len(entry))
         kept = Kept(request_id, name, content, detach=entry is not None, page=page)
+        cached_tokens = live_tokens(self._engine, sequence)
         events = self._engine.submit(sequence)
         self.requests.put(kept)
         written = self._journal_entry(page, entry)
-        kept.add([accepted(self._engine, sequence)])
+        kept.add([accepted(self._engine, sequence, cached_tokens)])
         answer = Answer(job, self._tokenizer)
         self.spawn(record(self._engine, kept, job, answer, events, self.requests))
         # Whoever leaves while this waits leaves a request behind that is detached.

@@ -1,22 +1,22 @@
 """The Inference service: each call of the contract, in a few lines over the modules beside it.
 
-Owns nothing but the order of things: check off the event loop, accept, follow. What is in the
-contract and not served yet is refused by name. Made by `main`; errors are translated outside.
+Owns nothing but the order of things: check off the event loop, accept, follow. Made by `main`;
+errors are translated outside.
 """
 
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from typing import NoReturn
 
 from ds4.v1 import inference_pb2 as pb
 from ds4.v1 import inference_pb2_grpc, types_pb2
 
 from ds4_daemon.engine.loop import Engine
-from ds4_daemon.errors import NotBuiltError
+from ds4_daemon.errors import RequestError
 from ds4_daemon.rpc.accept import Acceptance, digest
 from ds4_daemon.rpc.answer import token_piece
+from ds4_daemon.rpc.estimate import estimate, refusal
 from ds4_daemon.rpc.explain import explain
 from ds4_daemon.rpc.offload import Offload
 from ds4_daemon.rpc.request import Job, Requests, check_salt
@@ -95,12 +95,15 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
         return await self._offload.run(request.ByteSize(), rendered)
 
-    def Estimate(self, request: object, context: object) -> NoReturn:
-        raise NotBuiltError(
-            "ESTIMATE_NOT_BUILT",
-            "costs are not estimated yet",
-            "Tokenize counts the prompt; Status shows the queue and the measured speeds",
-        )
+    async def Estimate(self, request: pb.EstimateRequest, context: object) -> pb.EstimateResponse:
+        arrived_s = time.monotonic()
+        self._engine.check_open()
+        check = partial(self._requests.job, request.request, arrived_s)
+        try:
+            job = await self._offload.run(request.ByteSize(), check)
+        except RequestError as error:
+            return pb.EstimateResponse(refusal=refusal(error))
+        return await estimate(self._engine, job.sequence)
 
     async def Explain(self, request: pb.ExplainRequest, context: object) -> pb.ExplainResponse:
         self._engine.check_open()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ds4.v1 import inference_pb2, types_pb2
 from ds4_runtime.kv_keys import SALT_MAX_BYTES
 
-from ds4_daemon.errors import ModelFileError, NotBuiltError, RequestError
+from ds4_daemon.engine.labels import check_name
+from ds4_daemon.errors import ModelFileError, RequestError
 from ds4_daemon.rpc.conversation import to_conversation
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import CacheUse, Client, Sequence
@@ -61,17 +62,13 @@ class Requests:
             )
 
     def job(self, request: inference_pb2.GenerateRequest, arrived_s: float) -> Job:
-        """Everything about the request, checked. Raises RequestError and NotBuiltError."""
+        """Everything about the request, checked. Raises RequestError."""
         request_id = request.request_id or secrets.token_hex(8)
         if not _REQUEST_ID.fullmatch(request_id):
             raise RequestError(
                 "BAD_REQUEST_ID",
                 "the request id is too long or has other characters than it may",
                 "use up to 128 letters, digits, '.', '_', ':' and '-', or leave it empty",
-            )
-        if request.session:
-            raise NotBuiltError(
-                "SESSIONS_NOT_BUILT", "sessions are not kept yet", "leave out `session`"
             )
         if request.priority not in types_pb2.Priority.values():
             raise RequestError(
@@ -100,6 +97,7 @@ class Requests:
             arrived_s + request.deadline_ms / 1000 if request.deadline_ms else None,
             CacheUse(check_salt(request.cache.salt), request.cache.bypass, request.cache.no_save),
             prompt.shared_tokens,
+            session=check_name(request.session) if request.session else "",
         )
         parser = OutputParser(prompt.opening, list(request.sampling.stop))
         return Job(sequence, parser)

@@ -45,12 +45,16 @@ _INTERRUPTED: dict[str, DaemonError] = {
 _log = structlog.get_logger()
 
 
-def accepted(engine: Engine, sequence: Sequence) -> pb.GenerateEvent:
-    """The first event of a request that the engine has taken."""
+def accepted(engine: Engine, sequence: Sequence, cached_tokens: int) -> pb.GenerateEvent:
+    """The first event of a request that the engine has taken.
+
+    `cached_tokens` of its prompt were in memory before.
+    """
     return pb.GenerateEvent(
         accepted=pb.Accepted(
             prompt_tokens=sequence.prompt_tokens,
             queue_position=engine.room.position(sequence),
+            cached_tokens_estimate=cached_tokens,
             max_tokens=sequence.max_tokens,
             seed=sequence.sampling.seed,
         )
