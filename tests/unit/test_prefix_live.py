@@ -1,6 +1,7 @@
 """Live sessions: what a request computed is taken up by the next one, and only by whom it may."""
 
 import asyncio
+import time
 from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -16,7 +17,7 @@ from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
 from ds4_daemon.sched.policy import Limits
 from ds4_daemon.sched.sampling import Sampling
-from ds4_daemon.sched.sequence import CacheUse, Sequence
+from ds4_daemon.sched.sequence import CacheUse, Finish, Sequence
 
 from tests.model.random_models import CONFIGS, random_ids, random_tensors, write_release
 
@@ -224,3 +225,33 @@ def test_steps_of_the_lattice_are_spared_beside_other_checkpoints() -> None:
     assert is_spared(4096, {2049, 100})
     assert not is_spared(16384, {16256})
     assert not is_spared(8192, {8192, 9000})
+
+
+def test_a_prefill_that_is_cancelled_midway_is_gone_on_with(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed before the chunk that a cancel cut short serves the next try, exactly."""
+    prompt = random_ids(CONFIG, 700, 1).tolist()
+    begin = network.begin
+
+    async def body(engine: Engine) -> None:
+        one = sequence("1", prompt)
+
+        def begin_slowly(batch: Any) -> Any:
+            run = begin(batch)
+            if run.units and one.computed_tokens == 512:
+                engine.stop(one, Finish.CANCELLED)
+                run.advance(3)
+                time.sleep(0.3)  # longer than a slice: no second unit of it is begun
+            return run
+
+        monkeypatch.setattr(network, "begin", begin_slowly)
+        await finish(engine, one)
+        monkeypatch.setattr(network, "begin", begin)
+        assert one.computed_tokens == 512
+        two = sequence("2", prompt)
+        got = await finish(engine, two)
+        assert two.cached_live_tokens == 512
+        assert got == greedy(network, [256, 512, 640], prompt, 4)
+
+    with_engine(network, body)
