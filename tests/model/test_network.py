@@ -12,6 +12,7 @@ from ds4_daemon.kernels.ops import Ops
 from ds4_daemon.logits import compute
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
+from ds4_daemon.model.weights_numpy import product
 
 from tests.model.random_models import CONFIGS, SEEDS, random_ids, random_tensors, write_release
 
@@ -147,6 +148,49 @@ def test_a_sequence_does_not_depend_on_its_company(folders: dict[str, Path]) -> 
             assert logits is not None
             assert expected is not None
             assert np.array_equal(logits, expected), (i, step)
+
+
+def test_a_token_does_not_depend_on_how_many_are_decoded(folders: dict[str, Path]) -> None:
+    """Nine sequences give the same bits decoded one by one, two and seven at once, or all."""
+    network = load_network(folders["small"], device="cpu")
+    ids = [random_ids(network.config, 30 + i, i) for i in range(9)]
+
+    def decode(groups: list[range]) -> list[np.ndarray | None]:
+        states = [network.new_state() for _ in ids]
+        for state, prompt in zip(states, ids, strict=True):
+            network.forward([Segment(state, prompt[:-3], Want.NONE)])
+        return [
+            row
+            for at in (-3, -2, -1)
+            for group in groups
+            for row in network.forward(
+                [Segment(states[i], ids[i][at : len(ids[i]) + at + 1], Want.LAST) for i in group]
+            )
+        ]
+
+    alone = decode([range(i, i + 1) for i in range(9)])
+    for groups in ([range(2), range(2, 9)], [range(9)]):
+        assert all(np.array_equal(a, b) for a, b in zip(decode(groups), alone, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(2048, 1000), (256, 8192), (300, 200)])
+def test_a_row_of_a_product_does_not_depend_on_the_others(shape: tuple[int, int]) -> None:
+    """A vector times a matrix, large enough to be taken in parts or not, alone and in company."""
+    random = np.random.default_rng(7)
+    w = random.standard_normal(shape, np.float32)
+    x = random.standard_normal((8, 1, shape[0]), np.float32)
+    together = product(x, w)
+    assert np.abs(together - np.matmul(x, w)).max() < 1e-3
+    for i in range(8):
+        assert np.array_equal(product(x[i : i + 1], w)[0], together[i])
+
+
+def test_sinkhorn_of_a_token_does_not_depend_on_the_others() -> None:
+    """Twelve tokens of twelve sequences at once, and one by one, which takes another way."""
+    logits = np.random.default_rng(8).standard_normal((12, 1, 4, 4), np.float32) * 3
+    together = NumpyOps().sinkhorn(logits, 20, 1e-6)
+    for i in range(12):
+        assert np.array_equal(NumpyOps().sinkhorn(logits[i : i + 1], 20, 1e-6)[0], together[i])
 
 
 def test_weights_past_the_budget_change_nothing(folders: dict[str, Path]) -> None:

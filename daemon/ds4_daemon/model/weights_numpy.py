@@ -19,6 +19,10 @@ from ds4_daemon.model.weights import Embedding, Experts, Linear
 Get = Callable[[], Array]
 Arrange = Callable[[Sequence[Tensor]], Array]
 
+# Half of the second cache of current cores (1 MB and more), but rows long enough for prefetching.
+_PART_BYTES = 512 * 1024
+_PART_COLUMNS = 256
+
 
 class Held:
     """Dequantized matrices, kept while they fit `budget_bytes`.
@@ -75,7 +79,7 @@ class NumpyWeights:
     def linear(self, *names: str) -> Linear:
         tensors = [self._files.tensor(name) for name in names]
         matrix = self.held.matrix(tensors, _transposed)
-        return lambda x: np.matmul(x, matrix())
+        return lambda x: product(x, matrix())
 
     def grouped_linear(self, name: str, groups: int) -> Linear:
         tensor = self._files.tensor(name)
@@ -122,19 +126,32 @@ class NumpyExperts:
         self._ops = ops
 
     def __call__(self, x: Array, ids: Array, weights: Array) -> Array:
-        each = self._one_token if x.shape[1] == 1 else self._chunk
-        return np.stack([each(*row) for row in zip(x, ids, weights, strict=True)])
+        if x.shape[1] == 1:
+            return self._tokens(x, ids[:, 0], weights[:, 0])[:, None]
+        return np.stack([self._chunk(*row) for row in zip(x, ids, weights, strict=True)])
 
-    def _one_token(self, x: Array, ids: Array, weights: Array) -> Array:
-        """x `[1, D]`: a vector times each chosen matrix."""
-        chosen = ids[0].tolist()
-        h = np.stack([x[0] @ self._gate_up[e]() for e in chosen])  # (K, 2F)
+    def _tokens(self, x: Array, ids: Array, weights: Array) -> Array:
+        """x `[B, 1, D]`, a token of each sequence: a vector times each chosen matrix.
+
+        Expert by expert, so that its matrices are read from memory once for all who chose it;
+        still each vector by itself and the sums in the order of `ids`, for the same bits in any
+        company.
+        """
+        order = np.argsort(ids, axis=None, kind="stable")
+        chosen = ids.reshape(-1)[order].tolist()
+        starts = [i for i, e in enumerate(chosen) if not i or e != chosen[i - 1]]
+        spans = list(zip(starts, [*starts[1:], len(chosen)], strict=True))
+        rows = x[order // ids.shape[1]]  # (B·K, 1, D)
+        first = self._gate_up[chosen[0]]()
+        h = np.empty((len(chosen), 1, first.shape[1]), np.float32)
+        for start, stop in spans:
+            np.matmul(rows[start:stop], self._gate_up[chosen[start]](), out=h[start:stop])
         h = self._ops.swiglu(h, self._limit)
-        h *= weights[0, :, None]
-        y = h[0] @ self._down[chosen[0]]()
-        for row, e in zip(h[1:], chosen[1:], strict=True):
-            y += row @ self._down[e]()
-        return y[None]
+        h *= weights.reshape(-1)[order, None, None]
+        y = np.empty((len(chosen), x.shape[-1]), np.float32)
+        for start, stop in spans:
+            y[order[start:stop]] = np.matmul(h[start:stop], self._down[chosen[start]]())[:, 0]
+        return np.add.reduce(y.reshape(*ids.shape, -1), axis=1)
 
     def _chunk(self, x: Array, ids: Array, weights: Array) -> Array:
         """x `[n, D]`: the tokens of each expert together."""
@@ -152,6 +169,24 @@ class NumpyExperts:
                 y[rows] += h @ self._down[e]()  # an expert has a token at most once
             start = end
         return y
+
+
+def product(x: Array, w: Array) -> Array:
+    """x `[…, n, K]` times w `[K, N]`; tokens of several sequences (n = 1) each by itself.
+
+    A product of one row is rounded otherwise than a row of a larger product, and BLAS cuts large
+    products otherwise than small ones: a token's bits do not depend on its company because every
+    call of BLAS for it has the same shape in any company.  Large matrices are taken in parts that
+    stay in the second cache while all tokens use them.
+    """
+    rows, columns = w.shape
+    if x.shape[-2] != 1 or w.nbytes <= 2 * _PART_BYTES:
+        return np.matmul(x, w)
+    width = max(_PART_BYTES // (4 * rows), _PART_COLUMNS)
+    y = np.empty((*x.shape[:-1], columns), np.float32)
+    for at in range(0, columns, width):
+        np.matmul(x, w[:, at : at + width], out=y[..., at : at + width])
+    return y
 
 
 def _transposed(tensors: Sequence[Tensor]) -> Array:
