@@ -27,13 +27,19 @@ from ds4_daemon.engine.runner import Runner
 from ds4_daemon.engine.step import Model, Stepper
 from ds4_daemon.engine.totals import Totals
 from ds4_daemon.engine.watchdog import Pulse, finding
-from ds4_daemon.errors import DaemonError, EngineError, RequestError, UnavailableError
+from ds4_daemon.errors import (
+    DaemonError,
+    EngineError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
 from ds4_daemon.sched.estimate import first_token_s
 from ds4_daemon.sched.ledger import Ledger
 from ds4_daemon.sched.policy import Limits
 from ds4_daemon.sched.queue import WaitingRoom
 from ds4_daemon.sched.rates import Rates
-from ds4_daemon.sched.sequence import Finish, Sequence
+from ds4_daemon.sched.sequence import Finish, Sequence, State
 
 __all__ = ["Advanced", "Drained", "Ended", "Engine", "Event", "Events", "Generated"]
 
@@ -117,9 +123,13 @@ class Engine:
                     "give each request its own id, or leave it empty",
                 )
             self._admission.put(sequence)
-        except DaemonError:
+        except DaemonError as error:
             self.totals.refused += 1
-            raise
+            wait_s = self.estimate_s(sequence) if error.reason == "QUEUE_FULL" else None
+            if wait_s is None:
+                raise
+            message = f"{error.message}, the last for about {wait_s:.0f} s from now"
+            raise OverloadedError(error.reason, message, error.hint) from error
         events: Events = asyncio.Queue()
         if not self._open:
             self.pulse.progress_s = time.monotonic()  # it had nothing to do until now
@@ -190,7 +200,9 @@ class Engine:
         """What keeps the thread from going on, if it seems that something does."""
         if self.model is None or self.failure is not None:
             return None
-        return finding(self.pulse, len(self._open), time.monotonic(), limit_s)
+        # Those that are restored wait for the service, which has a deadline of its own.
+        wanting = sum(s.state is not State.RESTORE for s in self.sequences)
+        return finding(self.pulse, wanting, time.monotonic(), limit_s)
 
     @property
     def problem(self) -> DaemonError | None:
