@@ -179,18 +179,22 @@ def cut_short(place: Place) -> None:
 
 
 def test_an_answer_that_cannot_go_on_says_why(place: Place) -> None:
-    """Another model, and three deaths before the next token, end a request with a reason."""
+    """Another model, and five deaths before the next token, end a request with a reason."""
     cut_short(place)
     data = place.file.read_bytes()
     changed = place.live(lambda _, tell: tell(), model="another")
     assert changed[-1].finished.reason == pb.FINISH_REASON_ERROR
     assert changed[-1].finished.error.reason == "MODEL_CHANGED"
     assert said(changed)[0] == place.ids[: len(said(changed)[0])] != []
-    place.file.write_bytes(data + pack(Kind.RESUMED, b"") * 2)
+    place.file.write_bytes(data + pack(Kind.RESUMED, b"") * 4)
     assert place.live(lambda _, tell: tell())[-1].finished.reason == pb.FINISH_REASON_TOOL_CALLS
-    place.file.write_bytes(data + pack(Kind.RESUMED, b"") * 3)
+    place.file.write_bytes(data + pack(Kind.RESUMED, b"") * 5)
+    file = place.file.read_bytes()
     deadly = place.live(lambda _, tell: tell())
     assert deadly[-1].finished.error.reason == "RESUMED_TOO_OFTEN"
+    # Those from before a stop that was asked for do not count.
+    place.file.write_bytes(file + pack(Kind.EVENTS, b""))
+    assert place.live(lambda _, tell: tell())[-1].finished.reason == pb.FINISH_REASON_TOOL_CALLS
 
 
 def test_a_cancel_reaches_a_request_that_is_not_running_yet(place: Place) -> None:

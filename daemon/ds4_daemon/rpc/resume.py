@@ -33,8 +33,9 @@ from ds4_daemon.rpc.request import Job, Requests
 from ds4_daemon.rpc.stream import record
 from ds4_daemon.sched.sequence import Finish, Sequence
 
-# A request that ends the daemon three times before its next token would end it for ever.
-_MOST_RESUMPTIONS = 3
+# A request that ends the daemon so often before its next token would end it for ever. People do
+# not kill it five times while it computes one prompt; a stop that was asked for does not count.
+_MOST_RESUMPTIONS = 5
 # The room for those that wait is smaller than what may have run and waited.
 _FULL = frozenset({"QUEUE_FULL", "CLIENT_QUEUE_FULL"})
 _ROOM_AGAIN_S = 0.5

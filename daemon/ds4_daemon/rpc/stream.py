@@ -13,6 +13,7 @@ from ds4.v1 import inference_pb2 as pb
 
 from ds4_daemon.engine.loop import Ended, Engine, Event, Events, Generated
 from ds4_daemon.errors import DaemonError, EngineError, RequestError, UnavailableError
+from ds4_daemon.journal.records import Kind
 from ds4_daemon.rpc.answer import Answer
 from ds4_daemon.rpc.kept import Kept, KeptRequests
 from ds4_daemon.rpc.request import Job
@@ -102,6 +103,8 @@ async def _record(
         if interruption is not None:
             # Told up to here and no further: what follows depends on tokens that are yet to come.
             kept.add(pb.GenerateEvent(delta=delta) for delta in answer.take(batch[:-1]))
+            if interruption == "drained" and kept.page is not None:
+                kept.page.append(Kind.EVENTS, b"", None)  # it ends by no fault of the request
             kept.end(_INTERRUPTED[interruption])
             return interruption
         told = [pb.GenerateEvent(delta=delta) for delta in answer.take(batch)]
