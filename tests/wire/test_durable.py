@@ -38,7 +38,7 @@ from tests.wire.conftest import Daemon
 
 # Sampled, so that an answer goes on as it would have only at the right position of its seed.
 ASKED: dict[str, Any] = {"temperature": 1.0, "seed": 11, "ignore_eos": True, "detach": True}
-TOKENS = 120
+TOKENS = 60
 
 
 def text(events: Iterable[Event]) -> str:
@@ -212,7 +212,7 @@ def test_a_killed_daemon_goes_on_with_the_answer(
 
         def take(event: Event) -> None:
             events.append(event)
-            if len(ids(events)) > 40:
+            if len(ids(events)) > 25:
                 now.set()
 
         async def main() -> None:
@@ -266,7 +266,7 @@ def test_a_stopped_daemon_leaves_nothing_undone(mortal: Daemon, undisturbed: lis
     asked = ASKED | {"request_id": "patient", "max_tokens": TOKENS}
     with killed_when_told(mortal, signal.SIGTERM) as now, mortal.client() as client:
         stream = client.generate(Text("go on"), **asked)
-        events = read(stream, 30)
+        events = read(stream, 20)
         now.set()
         events += list(stream)
     assert ids(events) == undisturbed
