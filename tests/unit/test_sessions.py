@@ -219,6 +219,27 @@ def test_idle_sessions_hold_once_what_they_have_in_common(network: Network) -> N
     with_sessions(network, body)
 
 
+def test_what_costs_least_to_get_back_leaves_first(network: Network) -> None:
+    """For its memory a long session is worth more than a short one, until it was long unused."""
+    short, long = random_ids(CONFIG, 150, 8).tolist(), random_ids(CONFIG, 1500, 7).tolist()
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        prefixes = engine.prefixes
+        assert prefixes is not None
+        await finish(engine, sequence("long", long))
+        await finish(engine, sequence("short", short))
+        await finish(engine, sequence("newest", FIRST))
+        kept = {session.length: session for session in prefixes.idle}
+        assert await engine.ask(lambda: prefixes.shelf.free(1)) > 0
+        assert [session.length for session in prefixes.idle] == [1503, 303]
+        prefixes.shelf.put(kept[153])
+        kept[1503].used_s -= 3600
+        assert await engine.ask(lambda: prefixes.shelf.free(1)) > 0
+        assert sorted(session.length for session in prefixes.idle) == [153, 303]
+
+    with_sessions(network, body)
+
+
 def test_pinned_and_named_sessions_leave_last(network: Network) -> None:
     """Where nothing saves them they stay as long as they fit, and no more can be pinned."""
     prompts = [random_ids(CONFIG, 300, i).tolist() for i in range(6)]

@@ -20,6 +20,7 @@ from ds4_daemon.engine.prefix_find import Nearest, live_tokens, most_useful, nea
 from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Saver, Session
 from ds4_daemon.engine.prefix_state import Restoring, bounded, duplicate, fork
 from ds4_daemon.engine.shelf import Saved, Shelf, restorable_tokens
+from ds4_daemon.errors import RequestError
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.link import Link, Pending
 from ds4_daemon.kvlink.records import CheckpointKind, Target, Wanted
@@ -86,7 +87,8 @@ class Prefixes:
     def sync(self, sequence: Sequence) -> None:
         """Give it a session that is as far as anything known allows, now or through `poll`.
 
-        Raises ConflictError where it may not have the session that it names.
+        Raises ConflictError where it may not have the session that it names, RequestError where
+        none is kept.
         """
         label = self._label(sequence)
         sequence.started_s = time.monotonic()
@@ -291,6 +293,12 @@ class Prefixes:
         return new
 
     def _label(self, sequence: Sequence) -> Label:
+        if sequence.session and self._layout is None:
+            raise RequestError(
+                "SESSIONS_NOT_KEPT",
+                "the state of this model cannot be kept, because its windows end between blocks",
+                "leave out the session's name and send the whole conversation",
+            )
         return claim(sequence, self.all_sessions(), self._open.values())
 
     def _call(self, label: Label, session: Session) -> Session:
