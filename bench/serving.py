@@ -3,10 +3,10 @@
     python bench/serving.py [--quick] [--json] [--model PATH|thin] [--long-tokens N] [--only NAMES]
     python bench/serving.py --soak SECONDS [--model PATH|thin]
 
-Everything goes through a real daemon and its socket; each client has a name and a connection of
-its own. Answers have a fixed length, prompts are drawn from a fixed seed and never cached, except
-where `mixed` shares beginnings. Prints, with the machine and the commit, and as JSON on the last
-line:
+Everything goes through a real daemon and its socket, a KV cache beside it; each client has a name
+and a connection of its own. Answers have a fixed length, prompts are drawn from a fixed seed and
+never cached, except where `mixed` shares beginnings. Prints, with the machine and the commit, and
+as JSON on the last line:
 
     speedup_8         tokens a second of 8 closed-loop clients with equal work ÷ those of one
     short_ttft_ratio  a one-line request that arrives during a long prefill of another client:
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, it finds it
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from bench import serving_measures as measures
-from bench.kv_process import Process
+from bench.kv_process import SERVICE_FLAGS, Process
 from bench.machine import describe
 from bench.serving_load import Ask, Busy, Daemon, Server, Texts, answered
 
@@ -154,7 +154,11 @@ def main() -> int:
 
             found, wrong = run(Path(folder) / "home", flags, arguments.soak, say)
         else:
-            with Process("ds4_daemon.main", Path(folder) / "home", *flags) as daemon:
+            home = Path(folder) / "home"
+            with (
+                Process("ds4_kvcache.main", home, *SERVICE_FLAGS),
+                Process("ds4_daemon.main", home, *flags) as daemon,
+            ):
                 found = asyncio.run(ours(daemon.home, size_of(arguments), parts, say))
             wrong = missed(found)
     for sentence in wrong:

@@ -186,30 +186,27 @@ async def mixed(
 ) -> dict[str, Any]:
     """Poisson arrivals of `clients` clients: prompts from 50 tokens to the long one, log-uniform.
 
-    A third begins with one of three texts. Each client sends one request in six times `service_s`,
-    what one takes alone: below four clients the server is idle most of the time, with sixteen more
-    comes in than it can do, until all is sent.
+    Half of those that are long enough begin with one of three texts. Each client sends one request
+    in six times `service_s`, what one takes alone: below four clients the server is idle most of
+    the time, with sixteen more comes in than it can do, until all is sent.
     """
     salt = f"mixed-{texts.random.getrandbits(64):x}"
     beginnings = [texts.draw(size.long_tokens // 8) for _ in range(3)]
     each = max(size.requests // clients, 2)
 
-    def prompt() -> str:
-        length = int(50 * (size.long_tokens / 50) ** texts.random.random())
+    def plan_of(number: int) -> list[tuple[float, Ask]]:
+        # Every client has the same lengths in another order, so that their demands are equal.
+        steps = [(step + 0.5) / each for step in range(each)]
+        lengths = [int(50 * (size.long_tokens / 50) ** step) for step in steps]
+        texts.random.shuffle(lengths)
+        return [(texts.random.expovariate(1 / (6 * service_s)), ask(number, n)) for n in lengths]
+
+    def ask(number: int, length: int) -> Ask:
         fitting = [b for b in beginnings if b.count(" ") < length]
         shared = texts.random.choice(fitting) if fitting and texts.random.random() < 0.5 else ""
-        return texts.draw(length, shared)
+        return Ask(f"mix-{number}", texts.draw(length, shared), 64, salt, reuse=True)
 
-    plans = [
-        [
-            (
-                texts.random.expovariate(1 / (6 * service_s)),
-                Ask(f"mix-{n}", prompt(), 64, salt, True),
-            )
-            for _ in range(each)
-        ]
-        for n in range(clients)
-    ]
+    plans = [plan_of(number) for number in range(clients)]
 
     async def client(plan: list[tuple[float, Ask]]) -> list[Answer]:
         tasks, due_s = [], time.perf_counter()
@@ -233,14 +230,15 @@ async def mixed(
         "cached_share": round(sum(a.cached_tokens for a in flat) / prompt_tokens, 3),
         "ttft_ms": percentiles([a.ttft_s for a in flat]),
         "itl_ms": percentiles([b - a for one in flat for a, b in one.gaps()]),
-        "jain": round(jain([mean(_speed(a) for a in mine) for mine in answers]), 3),
+        "jain": round(jain([_speed(mine) for mine in answers]), 3),
         "busy": busy.shares(),
     }
 
 
-def _speed(answer: Answer) -> float:
-    """Tokens of work a second, from sending it to its end."""
-    return (answer.ask.prompt_tokens + answer.tokens) / (answer.end_s - answer.sent_s)
+def _speed(answers: list[Answer]) -> float:
+    """Tokens of work a second of waiting: from sending each request to its end."""
+    work = sum(a.ask.prompt_tokens + a.tokens for a in answers)
+    return work / sum(a.end_s - a.sent_s for a in answers)
 
 
 def _rate(answers: list[Answer], began_s: float) -> float:

@@ -38,10 +38,13 @@ class SessionsClient:
         request = pb.ListSessionsRequest(client_name=client_name)
         return list(self._call(self._stub.ListSessions, request).sessions)
 
-    def fork(self, session: str, *, name: str = "", at_token: int | None = None) -> pb.Session:
-        """A second session of the same state, or of its first `at_token` tokens."""
+    def fork(
+        self, session: str, *, name: str = "", at_token: int | None = None
+    ) -> pb.ForkSessionResponse:
+        """A second session of the same state, or of its first `at_token` tokens; also tells how
+        many of these are computed again."""
         request = pb.ForkSessionRequest(session=session, name=name, at_token=at_token)
-        return self._call(self._stub.ForkSession, request).session
+        return self._call(self._stub.ForkSession, request)
 
     def rewind(self, session: str, keep_tokens: int) -> pb.RewindSessionResponse:
         """Take it back; also tells how many of the kept tokens are computed again."""

@@ -13,7 +13,7 @@ from ds4ctl.output import plain, say, tell, write_json
 from ds4ctl.session_table import session_rows, session_table
 
 if TYPE_CHECKING:
-    from ds4.v1.sessions_pb2 import Session
+    from ds4.v1.sessions_pb2 import ForkSessionResponse, RewindSessionResponse, Session
 
 
 @click.group()
@@ -50,10 +50,13 @@ def list_(client_name: str | None, as_json: bool) -> None:
 @json_option
 @home_option
 def fork(session: str, name: str, at_token: int | None, as_json: bool) -> None:
-    """Make a second session of the same state; nothing is computed for it."""
+    """Make a second session of the same state; nothing is computed for it.
+
+    Between two checkpoints it is made of the earlier one, and says how many tokens are missing.
+    """
     with open_sessions() as client:
-        made = client.fork(session, name=name, at_token=at_token)
-    _show(made, as_json, "forked")
+        answer = client.fork(session, name=name, at_token=at_token)
+    _tell(answer, as_json, "forked")
 
 
 @sessions.command()
@@ -65,12 +68,7 @@ def rewind(session: str, keep_tokens: int, as_json: bool) -> None:
     """Take a session back to its first KEEP_TOKENS tokens."""
     with open_sessions() as client:
         answer = client.rewind(session, keep_tokens)
-    if as_json:
-        write_json(plain(answer))
-        return
-    _show(answer.session, False, "rewound")
-    if answer.recompute_tokens:
-        say(f"its next request computes {many(answer.recompute_tokens, 'token')} of them again")
+    _tell(answer, as_json, "rewound")
 
 
 @sessions.command()
@@ -119,6 +117,15 @@ def delete(session: str, as_json: bool) -> None:
         write_json({"freed_bytes": freed_bytes})
     else:
         tell([f"deleted {session}, {size(freed_bytes)} freed"])
+
+
+def _tell(answer: "ForkSessionResponse | RewindSessionResponse", as_json: bool, done: str) -> None:
+    if as_json:
+        write_json(plain(answer))
+        return
+    _show(answer.session, False, done)
+    if answer.recompute_tokens:
+        say(f"its next request computes {many(answer.recompute_tokens, 'token')} again")
 
 
 def _show(session: "Session", as_json: bool, done: str) -> None:
