@@ -7,6 +7,7 @@ Knows no engine and no text. Written by `stream` and `resume`, read by `stream.f
 
 import asyncio
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ds4.v1 import inference_pb2 as pb
 
@@ -156,6 +157,13 @@ class Kept:
         grown.set()
 
 
+class _End(NamedTuple):
+    """What an ended request takes, and when it is forgotten."""
+
+    size_bytes: int
+    expiry: asyncio.TimerHandle
+
+
 class KeptRequests:
     """Every request that runs, and those that ended not long ago."""
 
@@ -164,7 +172,8 @@ class KeptRequests:
         self._keep_s = keep_s
         self._keep_bytes = keep_bytes
         self._all: dict[str, Kept] = {}
-        self._ended: dict[Kept, int] = {}  # with their bytes, oldest first
+        self._ended: dict[Kept, _End] = {}  # oldest first
+        self._ended_bytes = 0
 
     def get(self, request_id: str) -> Kept | None:
         return self._all.get(request_id)
@@ -193,17 +202,20 @@ class KeptRequests:
         if self._all.get(kept.request_id) is not kept:
             return
         on_disk_bytes = kept.page.size_bytes if kept.page is not None else 0
-        self._ended[kept] = kept.size_bytes + on_disk_bytes
-        while sum(self._ended.values()) > self._keep_bytes:
+        expiry = asyncio.get_running_loop().call_later(self._keep_s - age_s, self.forget, kept)
+        self._ended[kept] = _End(kept.size_bytes + on_disk_bytes, expiry)
+        self._ended_bytes += self._ended[kept].size_bytes
+        while self._ended_bytes > self._keep_bytes:
             self.forget(next(iter(self._ended)))
-        asyncio.get_running_loop().call_later(self._keep_s - age_s, self.forget, kept)
 
     def forget(self, kept: Kept) -> None:
         """Know it no more. Those who read it read on."""
         if self._all.get(kept.request_id) is not kept:
             return
         del self._all[kept.request_id]
-        self._ended.pop(kept, None)
+        if (end := self._ended.pop(kept, None)) is not None:
+            end.expiry.cancel()  # it would hold the events until then
+            self._ended_bytes -= end.size_bytes
         if kept.page is not None:
             kept.page.remove()
             kept.page = None
