@@ -13,7 +13,7 @@ from ds4.v1 import inference_pb2 as pb
 from ds4.v1 import types_pb2
 from ds4_daemon import standin
 from ds4_daemon.engine.loop import Engine
-from ds4_daemon.errors import NotFoundError
+from ds4_daemon.errors import NotFoundError, UnavailableError
 from ds4_daemon.journal.folder import Journal
 from ds4_daemon.journal.records import MARK, Kind, pack, read
 from ds4_daemon.rpc.accept import Acceptance, digest
@@ -228,4 +228,39 @@ def test_results_expire_on_disk_too(place: Place) -> None:
     os.utime(place.file, (long_ago, long_ago))
     with pytest.raises(NotFoundError):
         place.live(lambda _, tell: tell())
+    assert not list(place.folder.iterdir())
+
+
+def test_what_cannot_be_journaled_is_not_promised(place: Place) -> None:
+    """A request whose first record cannot be written is refused, and does not run."""
+    obstacle = place.folder / Journal.name_of("r")
+    obstacle.mkdir(parents=True)  # what no process can append to, root neither
+
+    async def body(acceptance: Acceptance, tell: Any) -> None:
+        with pytest.raises(UnavailableError) as refused:
+            await tell(asked())
+        assert refused.value.reason == "JOURNAL_NOT_WRITTEN"
+        obstacle.rmdir()
+        assert (await tell(asked()))[-1].finished.reason == pb.FINISH_REASON_TOOL_CALLS
+
+    place.live(body)
+
+
+def test_an_answer_survives_its_journal(place: Place) -> None:
+    """A file that goes in the middle of an answer costs the answer nothing but its promise."""
+
+    async def body(acceptance: Acceptance, tell: Any) -> list[pb.GenerateEvent]:
+        task = asyncio.create_task(tell(asked()))
+        kept = None
+        while kept is None:
+            await asyncio.sleep(0)
+            kept = acceptance.requests.get("r")
+        assert await kept.grown(0, 10)
+        place.file.unlink()
+        events: list[pb.GenerateEvent] = await task
+        return events
+
+    events = place.live(body)
+    assert events[-1].finished.reason == pb.FINISH_REASON_TOOL_CALLS
+    assert said(events)[0] == place.ids
     assert not list(place.folder.iterdir())

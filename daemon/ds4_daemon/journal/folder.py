@@ -111,7 +111,7 @@ class Journal:
                 "leave out `detach`, wait for others to end, or raise journal_bytes in the "
                 "daemon's settings",
             )
-        return Page(self, self._path(request_id))
+        return Page(self, self._folder / self.name_of(request_id))
 
     def found(self) -> Iterator[Found]:
         """The files of earlier processes, cut at their last whole record. Blocks.
@@ -150,10 +150,10 @@ class Journal:
         self.size_bytes += len(write.data) if write.data is not None else -write.page.size_bytes
         self._writes.put(write)
 
-    def _path(self, request_id: str) -> Path:
-        # An id may have characters and a length that a file system does not take.
-        name = hashlib.sha256(request_id.encode()).hexdigest()[:32]
-        return self._folder / (name + _SUFFIX)
+    @staticmethod
+    def name_of(request_id: str) -> str:
+        """The name of a request's file: an id may be more than a file system takes."""
+        return hashlib.sha256(request_id.encode()).hexdigest()[:32] + _SUFFIX
 
     # The writing thread.
 

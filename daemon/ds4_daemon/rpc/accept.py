@@ -73,8 +73,8 @@ class Acceptance:
         self.spawn(record(self._engine, kept, job, answer, events, self.requests))
         # Whoever leaves while this waits leaves a request behind that is detached.
         if written is not None and not await written:
+            kept.abandoned = True  # forgotten once the engine let go of it
             self._engine.stop(sequence, Finish.CANCELLED)
-            self.requests.forget(kept)
             raise UnavailableError(
                 "JOURNAL_NOT_WRITTEN",
                 "the request could not be written to the journal",
