@@ -89,7 +89,7 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
     # The model, as far as its headers tell, and its text.
     name, path = choose_model(settings)
     files = open_model(path)
-    check(files, device=settings.device, dtype=settings.dtype, rounding=settings.rounding)
+    device = check(files, device=settings.device, dtype=settings.dtype, rounding=settings.rounding)
     tokenizer = Tokenizer.load(files.tokenizer_source)
 
     # The engine. Its thread does all work of the model, loading included.
@@ -112,7 +112,8 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
         settings.kv_deadline_s,
         settings.kv_canary_every,
     )
-    limits = Limits(settings.max_running, settings.chunk_tokens)
+    chunk_tokens = settings.chunk_tokens or (256 if device == "cpu" else 512)
+    limits = Limits(settings.max_running, chunk_tokens)
     others = ClientTerms(1.0, settings.client_max_running, settings.client_max_waiting)
     named = {
         client: ClientTerms(

@@ -62,9 +62,11 @@ class Settings(ProcessSettings):
     # More would make each answer slower than most people read.
     max_running: int = Field(16, ge=1, description="requests that are decoded at once")
     max_waiting: int = Field(256, ge=1, description="requests that may wait for their turn")
-    # Four blocks of 128: long enough to share the reading of weights, short enough that the others
-    # get their next token within a second on a slow machine.
-    chunk_tokens: int = Field(512, ge=1, description="prompt tokens computed in one step")
+    # As long as it takes to share the reading of weights, and no longer, for the layers of a chunk
+    # are what others wait for: on a CPU 512 are no faster, a GPU unpacks experts for each chunk.
+    chunk_tokens: int | None = Field(
+        None, ge=1, description="prompt tokens computed together; none: 256 on a CPU, 512 on a GPU"
+    )
     client_max_running: int | None = Field(
         None, ge=1, description="requests of one client that run at once; none: max_running"
     )
