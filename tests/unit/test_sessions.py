@@ -1,5 +1,7 @@
 """Sessions that have a name or a pin: what becomes of them, and what forking and rewinding cost."""
 
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -11,6 +13,7 @@ from ds4_daemon.engine.sessions import Info, Sessions, Where
 from ds4_daemon.errors import ConflictError, DaemonError, NotFoundError, RequestError
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
+from ds4_daemon.model.state import SessionState
 from ds4_daemon.sched.sequence import CacheUse, Client
 
 from tests.model.random_models import CONFIGS, random_ids, random_tensors, write_release
@@ -352,3 +355,31 @@ def test_any_order_of_operations_keeps_sessions_right(network: Network) -> None:
             assert int(row.argmax()) == greedy(network, [*cuts, len(ids) - 1], ids, 1)[0]
 
     with_sessions(network, body, 40_000_000)
+
+
+def test_nothing_that_left_is_held(network: Network) -> None:
+    """An engine that never rests to compare sessions holds none of those that were freed."""
+
+    async def body(engine: Engine, sessions: Sessions) -> None:
+        prefixes = engine.prefixes
+        assert prefixes is not None
+        shelf = prefixes.shelf
+        for seed in range(3):
+            await finish(engine, sequence(str(seed), [*FIRST, seed]))
+
+        def take_all() -> list[weakref.ref[SessionState]]:
+            for session in list(shelf.sessions):
+                shelf.take(session)
+                shelf.put(session)
+            assert shelf.share_step()
+            left = [weakref.ref(session.state) for session in shelf.sessions]
+            for session in list(shelf.sessions):
+                shelf.take(session)
+            assert shelf.nbytes == 0
+            return left
+
+        left = await engine.ask(take_all)
+        gc.collect()
+        assert [ref for ref in left if ref() is not None] == []
+
+    with_sessions(network, body)

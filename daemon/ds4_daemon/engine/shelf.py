@@ -63,14 +63,15 @@ class Shelf:
         self._leave = leave
         self._layout = layout
         self._held: dict[Session, dict[int, int]] = {}  # of each, as `Session.held`
-        self._new: list[Session] = []  # not compared with others yet
+        self._new: dict[Session, None] = {}  # not compared with others yet, oldest first
         self._sharing: Iterator[None] | None = None
+        self._compared: tuple[Session, ...] = ()  # by that
 
     def put(self, session: Session) -> None:
         """Keep it, at the cost of others where the budget is spent."""
         session.used_s = time.monotonic()
         self.sessions.append(session)
-        self._new.append(session)
+        self._new[session] = None
         self._held[session] = session.held
         self._fit(self.budget_bytes)
 
@@ -78,7 +79,9 @@ class Shelf:
         """Have one buffer of a session share memory with another's; False: nothing is left to."""
         while self._sharing is not None or self._new:
             if self._sharing is None:
-                self._sharing = self._share(self._new.pop(0))
+                session = next(iter(self._new))
+                del self._new[session]
+                self._sharing = self._share(session)
             for _ in self._sharing:
                 return True
             self._sharing = None
@@ -87,7 +90,11 @@ class Shelf:
     def take(self, session: Session) -> None:
         """Give it to a request, or to nobody."""
         self.sessions.remove(session)
+        self._new.pop(session, None)
         del self._held[session]
+        if session in self._compared:  # what is taken may change, what left must be freed
+            self._held |= {s: s.held for s in self._compared if s is not session}
+            self._sharing, self._compared = None, ()
         self.nbytes = held_bytes(self._held.values())
 
     def touch(self, session: Session) -> None:
@@ -114,20 +121,19 @@ class Shelf:
 
     def _share(self, session: Session) -> Iterator[None]:
         """Buffer by buffer, with the one it has most in common with."""
-        if self._layout is None or session not in self.sessions:
+        if self._layout is None:
             return
         ids = np.array(session.ids[: session.length], np.int32)
         others = [s for s in self.sessions if s is not session and s.salt == session.salt]
         other = max(others, key=lambda s: s.common(ids), default=None)
         if other is None or (common := other.common(ids)) < BLOCK_TOKENS:
             return
+        self._compared = session, other
         for _ in share(session.state, other.state, self._layout, common):
             yield
-            if session not in self.sessions or other not in self.sessions:
-                break  # a request has it
-        if session in self.sessions:
-            self._held[session] = session.held
-            self.nbytes = held_bytes(self._held.values())
+        self._compared = ()
+        self._held[session] = session.held
+        self.nbytes = held_bytes(self._held.values())
 
     def _fit(self, budget_bytes: int) -> None:
         self.nbytes = held_bytes(self._held.values())

@@ -39,6 +39,7 @@ class Explained(NamedTuple):
     miss: Miss
     common_tokens: int
     next_ids: tuple[int, ...]
+    restore_s: float = 0.0  # about what restoring those usable takes
 
 
 class Pending:
@@ -121,6 +122,7 @@ class Link:
             Miss(found.miss_reason),
             near.common_tokens,
             tuple(near.next_token_ids),
+            found.fetch_s,
         )
 
     def save(self, save: Save) -> bool:

@@ -31,14 +31,14 @@ def live_tokens(engine: Engine, sequence: Sequence) -> int:
 
 async def estimate(engine: Engine, sequence: Sequence) -> pb.EstimateResponse:
     """The answer for a request that was checked and not submitted. `engine` must have its model."""
-    live, restored = live_tokens(engine, sequence), 0
+    live, restored, restore_s = live_tokens(engine, sequence), 0, 0.0
     prefixes, salt = engine.prefixes, sequence.cache.salt
     assert prefixes is not None
     if prefixes.link is not None and not sequence.cache.bypass:
         explain = prefixes.link.explain
         stored = await asyncio.to_thread(explain, tuple(sequence.ids), salt, _SERVICE_S)
         if prefixes.is_worth_restoring(stored.usable_tokens, live):
-            live, restored = 0, stored.usable_tokens
+            live, restored, restore_s = 0, stored.usable_tokens, stored.restore_s
     cached = live + restored
     running = [s for s in engine.sequences if s.state is not State.WAITING]
     held_bytes = sum(map(reserved_bytes, running))
@@ -54,7 +54,7 @@ async def estimate(engine: Engine, sequence: Sequence) -> pb.EstimateResponse:
     )
     first_token_s = engine.estimate_s(sequence, cached)
     if first_token_s is not None:
-        answer.first_token_s = first_token_s
+        answer.first_token_s = restore_s + first_token_s
     try:
         engine.memory.check(sequence)
     except DaemonError as error:
