@@ -93,7 +93,7 @@ class AsyncStream:
                 if event is not None:
                     return event
         except StopAsyncIteration:
-            if self._finished:
+            if self._finished or self._place.at_end:
                 raise
             raise InternalError("STREAM_CUT", "the daemon ended a request without a word") from None
         except grpc.aio.AioRpcError as error:

@@ -99,7 +99,7 @@ class Stream:
                 if event is not None:
                     return event
         except StopIteration:
-            if self._finished:
+            if self._finished or self._place.at_end:
                 raise
             raise InternalError("STREAM_CUT", "the daemon ended a request without a word") from None
         except grpc.RpcError as error:

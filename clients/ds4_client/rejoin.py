@@ -37,6 +37,7 @@ class Place:
         self._client = client
         self._patience_s = patience_s
         self._accepted = offset is not None
+        self._asked: int | None = None
         self._lost_s: float | None = None
         self._pause_s = _FIRST_PAUSE_S
 
@@ -48,9 +49,16 @@ class Place:
 
     def request(self) -> inference_pb2.AttachRequest:
         """What to send to go on."""
+        self._asked = self.offset
         return inference_pb2.AttachRequest(
             request_id=self.request_id, offset=self.offset, client=self._client
         )
+
+    @property
+    def at_end(self) -> bool:
+        """Whether a call that now ends without an error had nothing to give: it asked for what
+        follows the last event of all."""
+        return self._asked == self.offset > 0
 
     def pause_s(self, error: Ds4Error) -> float | None:
         """How long to wait before going on after this error; None: it is not to be mended."""

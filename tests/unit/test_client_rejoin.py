@@ -123,5 +123,6 @@ def test_attach_takes_the_offset_of_the_stream_before(peer: Peer) -> None:
             before = [next(stream) for _ in range(3)]
         with client.attach("mine", stream.offset) as again:
             after = list(again)
+        assert list(client.attach("mine", again.offset)) == []  # all was read before
     assert text(before + after) == "".join(WORDS)
     assert peer.attached[0].offset == 3
