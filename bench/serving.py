@@ -65,7 +65,7 @@ def size_of(arguments: argparse.Namespace) -> measures.Size:
 
 
 async def measure(
-    server: Server, pid: int, size: measures.Size, parts: tuple[str, ...], say: Any
+    server: Server, size: measures.Size, parts: tuple[str, ...], say: Any
 ) -> dict[str, Any]:
     """All figures of one server."""
     texts = Texts(SEED)
@@ -79,7 +79,7 @@ async def measure(
         ("crowd", measures.crowd),
     ):
         if part in parts:
-            busy = Busy(pid)
+            busy = Busy(server.pid)
             figures = {
                 name: round(value, 3) for name, value in (await run(server, texts, size)).items()
             }
@@ -94,7 +94,7 @@ async def measure(
         service_s = time.perf_counter() - began_s
         found["mixed"] = []
         for count in size.counts:
-            row = await measures.mixed(server, texts, size, count, Busy(pid), service_s)
+            row = await measures.mixed(server, texts, size, count, service_s)
             found["mixed"].append(row)
             say("mixed   ", row)
     return found
@@ -113,10 +113,9 @@ def missed(found: dict[str, Any]) -> list[str]:
 async def ours(home: Path, size: measures.Size, parts: tuple[str, ...], say: Any) -> dict[str, Any]:
     """The figures of the daemon that serves `home`."""
     async with Daemon(home) as server:
+        found = await measure(server, size, parts, say)
         status = await server.client("warm").status()
-        found = await measure(server, status.process.pid, size, parts, say)
-        totals = (await server.client("warm").status()).engine.totals
-        return {"model": status.model.name, "steps": totals.steps, **found}
+        return {"model": status.model.name, "steps": status.engine.totals.steps, **found}
 
 
 def model_flags(model: str | None, folder: Path) -> list[str]:

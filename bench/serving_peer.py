@@ -28,7 +28,7 @@ from bench.kv_process import Process
 from bench.machine import describe
 from bench.serving import PARTS, measure, size_of
 from bench.serving_http import LlamaCpp, Peer, TransformersServe, write_transformers
-from bench.serving_load import Daemon
+from bench.serving_load import Daemon, Server
 from bench.serving_measures import Size
 
 SLOTS = 16
@@ -40,12 +40,12 @@ async def both(
     """The figures of both, taking turns."""
     found: dict[str, dict[str, Any]] = {"ds4": {}, peer.name: {}}
     async with Daemon(home) as daemon:
-        ours = (await daemon.client("warm").status()).process.pid
         for part in parts:
-            for name, server, pid in (("ds4", daemon, ours), (peer.name, peer, peer.pid)):
+            servers: tuple[tuple[str, Server], ...] = (("ds4", daemon), (peer.name, peer))
+            for name, server in servers:
                 say(name)
                 try:
-                    found[name] |= await measure(server, pid, size, (part,), say)
+                    found[name] |= await measure(server, size, (part,), say)
                 except (RuntimeError, OSError) as error:
                     say(f"{part}: {name} failed: {error}")
                     found[name][part] = f"failed: {error}"
