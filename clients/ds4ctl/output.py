@@ -183,8 +183,9 @@ def summary(completion: "Completion") -> str:
         f"{usage.completion_tokens:,} tokens"
         + (f" ({usage.reasoning_tokens:,} of reasoning)" if usage.reasoning_tokens else ""),
         f"{usage.decode_tok_s:,.1f} tok/s",
-        f"first after {usage.ttft_ms:,.0f} ms",
     ]
+    if usage.ttft_ms:
+        parts.append(f"first after {usage.ttft_ms:,.0f} ms")
     if completion.finish_reason == "length":
         parts.append("cut at the most tokens allowed")
     return " · ".join(parts)

@@ -492,7 +492,7 @@ class Usage(_message.Message):
     queue_ms: _builtins.float
     """From arrival to start."""
     ttft_ms: _builtins.float
-    """From arrival to the first token."""
+    """From arrival to the first token; 0 when there was none, or before a restart."""
     prefill_tok_s: _builtins.float
     """Prompt tokens computed a second; 0 when none were."""
     decode_tok_s: _builtins.float
