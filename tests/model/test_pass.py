@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from ds4_daemon.engine.prefix_state import bounded, fork, layout_of
 from ds4_daemon.errors import EngineError
+from ds4_daemon.kernels.mlx_ops import MlxOps
+from ds4_daemon.kernels.numpy_ops import NumpyOps
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
 from ds4_daemon.model.state import SessionState
@@ -49,14 +51,30 @@ def test_any_slicing_gives_the_same_bits(network: Network, sizes: list[int]) -> 
     whole, cut = batch(), batch()
     expected = network.forward(whole)
     begun, turns = network.begin(cut), 0
-    assert begun.units == 2 * network.config.num_hidden_layers + 1
     while not begun.advance(sizes[turns % len(sizes)]):
         assert [s.state.length for s in cut] == [40, 9, 0]
         turns += 1
     assert begun.done
+    assert begun.done_units == begun.units > 2 * network.config.num_hidden_layers
     for a, b in zip(begun.results, expected, strict=True):
         assert (a is None and b is None) or np.array_equal(a, b)  # type: ignore[arg-type]
     assert all(same_states(a.state, b.state) for a, b in zip(whole, cut, strict=True))
+
+
+def test_a_slow_device_gets_finer_units(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
+    """Fewer queries and experts a unit change logits by rounding alone, and no slicing by a bit."""
+    ids = random_ids(network.config, 150, 6)
+    coarse = network.begin([Segment(network.new_state(), ids, Want.ALL)])
+    coarse.advance(coarse.units)
+    monkeypatch.setattr(NumpyOps, "slice_macs", 1e5)
+    monkeypatch.setattr(MlxOps, "slice_macs", 1e5)
+    whole = row(network.forward([Segment(network.new_state(), ids, Want.ALL)]))
+    begun = network.begin([Segment(network.new_state(), ids, Want.ALL)])
+    while not begun.advance(1):
+        begun.wait()
+    assert begun.units > 2 * coarse.units
+    assert np.array_equal(row(begun.results), whole)
+    assert np.abs(whole - row(coarse.results)).max() < 1e-4
 
 
 def test_passes_between_the_slices_of_another_change_neither(network: Network) -> None:

@@ -65,6 +65,7 @@ class MlxOps:
     """`Ops` over MLX; see there for what each does."""
 
     xp: ModuleType = mx
+    slice_macs = 1e12  # some ms of a GPU, which wants large products
 
     def __init__(self, activation_dtype: mx.Dtype) -> None:
         self.activation_dtype = activation_dtype

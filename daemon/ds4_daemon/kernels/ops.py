@@ -59,6 +59,7 @@ class Ops(Protocol):
     """What both backends offer.  Shapes are those of the arguments unless said otherwise."""
 
     xp: ModuleType
+    slice_macs: float  # multiply-adds that a slice of a pass should take, about
 
     def asarray(self, values: Array) -> Array:
         """Bring a NumPy array to the backend, in the same type."""

@@ -5,7 +5,7 @@ FP8.  A query sees the last `sliding_window` rows and, jointly in one softmax wi
 entries whose windows have closed: all of them (HCA) or the indexer's choice (CSA).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from ds4_daemon.model.weights import Weights
 # more than 256 MB, which the full-size model reaches at 32,768 tokens.
 _QUERY_BLOCK = 128
 _MOST_SCORES = 64_000_000
+
+# Fewer too where a block would take longer than a step may (`Ops.slice_macs`), but not so few that
+# a matrix product has only a handful of rows.
+_LEAST_QUERIES = 16
 
 
 class Attention:
@@ -57,10 +61,19 @@ class Attention:
         names = [f"{p}.{w}.weight" for p in pooled for w in ("wkv", "wgate")]
         self._pool_rows = weights.linear(*names)
 
-    def __call__(
+    def units(self, positions: Sequence[int], n: int) -> int:
+        """Slices that `run` has for `n` tokens of each sequence: projections, blocks of queries."""
+        if n == 1:
+            return len(positions)
+        return 1 + sum(-(-n // self._block_tokens(position, n)) for position in positions)
+
+    def run(
         self, h: Array, states: Sequence[LayerState], positions: Sequence[int], cos_sin: Array
-    ) -> Array:
-        """h `[B, n, D]` of sequences at `positions`, whose states advance → `[B, n, D]`."""
+    ) -> Generator[Array, None, Array]:
+        """h `[B, n, D]` of sequences at `positions`, whose states advance → `[B, n, D]`.
+
+        Yields between two of its slices, `units` less one times, what the first made.
+        """
         c, ops = self._config, self._ops
         batch, n = h.shape[:2]
         down = self._down(h)
@@ -70,22 +83,22 @@ class Attention:
         kv = ops.rms_norm(down[..., c.q_lora_rank :], self._kv_norm, c.rms_norm_eps)
         kv = self._stored(ops.rope(kv, cos_sin))
         pooled = self._pool_rows(ops.f32(h)) if self.ratio else None
+        if n > 1:
+            yield q
 
-        out = []
+        out: list[Array] = []
         for b, (state, position) in enumerate(zip(states, positions, strict=True)):
+            if out:
+                yield out[-1]
             if pooled is not None:
                 self._extend(state, pooled[b], position)
             window = state.window.append(kv[b])
-            out.append(
-                ops.xp.concatenate(
-                    [
-                        ops.attend(q[b, span], parts, self._sink, c.head_dim**-0.5)
-                        for span, parts in self._blocks(
-                            state, window, position, n, qr[b], h[b], cos_sin[b]
-                        )
-                    ]
-                )
-            )
+            blocks: list[Array] = []
+            for span, parts in self._blocks(state, window, position, n, qr[b], h[b], cos_sin[b]):
+                if blocks:
+                    yield blocks[-1]
+                blocks.append(ops.attend(q[b, span], parts, self._sink, c.head_dim**-0.5))
+            out.append(ops.xp.concatenate(blocks) if len(blocks) > 1 else blocks[0])
             state.window.drop_first(max(0, len(state.window) - (c.sliding_window - 1)))
         o = ops.rope(ops.xp.stack(out), cos_sin[:, :, None], inverse=True)
         z = self._wo_a(o.reshape(batch, n, c.o_groups, -1))
@@ -117,9 +130,7 @@ class Attention:
         """Blocks of queries, each with the rows it may see and the mask over them."""
         c = self._config
         first = window.shape[0] - n  # where the chunk begins in the window's rows
-        entries = (position + n) // self.ratio if self.ratio else 0
-        heads = max(c.num_attention_heads, c.index_n_heads)
-        step = max(1, min(_QUERY_BLOCK, _MOST_SCORES // (heads * (entries + 1))))
+        step = self._block_tokens(position, n)
         for start in range(0, n, step):
             stop = min(start + step, n)
             low = max(0, first + start - c.sliding_window + 1)
@@ -140,6 +151,19 @@ class Attention:
                     parts.append((rows, mask))
             yield slice(start, stop), parts
 
+    def _block_tokens(self, position: int, n: int) -> int:
+        """Queries of a block; of the sequence's position alone, as everything that moves bits."""
+        if n == 1:
+            return 1
+        c = self._config
+        entries = (position + n) // self.ratio if self.ratio else 0
+        heads = max(c.num_attention_heads, c.index_n_heads)
+        step = _QUERY_BLOCK
+        macs = 2 * c.num_attention_heads * c.head_dim * (entries + 2 * _QUERY_BLOCK)
+        while step > _LEAST_QUERIES and step * macs > 1.5 * self._ops.slice_macs:
+            step //= 2
+        return max(1, min(step, _MOST_SCORES // (heads * (entries + 1))))
+
     def _window_mask(self, first: int, start: int, stop: int, low: int, high: int) -> Array | None:
         """`[stop - start, high - low]`: rows not after the query nor a window before it."""
         if stop - start == 1:
@@ -150,6 +174,8 @@ class Attention:
 
     def _closed_mask(self, start: int, stop: int, visible: int) -> Array | None:
         """`[stop - start, visible]`: entries whose last token is not after the query."""
+        if stop - start == 1:
+            return None
         closed = (np.arange(start, stop) + 1) // self.ratio
         if closed[0] == visible:
             return None

@@ -4,6 +4,8 @@ Model-spec §2.6.  The first layers choose experts by token id from a table, the
 plus a bias that only selects; weights come from the unbiased scores.
 """
 
+from collections.abc import Generator
+
 from ds4_daemon.kernels.ops import Array, Ops
 from ds4_daemon.model.config import ModelConfig
 from ds4_daemon.model.weights import Weights
@@ -25,10 +27,22 @@ class MixtureOfExperts:
         shared_limit = limit if config.clamp_shared_expert else float("inf")
         self._shared = weights.gated(f"{prefix}.shared_experts", shared_limit)
 
-    def __call__(self, x: Array, tokens: Array) -> Array:
-        """x `[B, n, D]`, token ids `[B, n]` → `[B, n, D]`."""
+    def units(self, n: int) -> int:
+        """Slices that `run` has for `n` tokens of each sequence."""
+        return self._experts.parts(n)
+
+    def run(self, x: Array, tokens: Array) -> Generator[Array, None, Array]:
+        """x `[B, n, D]`, token ids `[B, n]` → `[B, n, D]`.
+
+        Yields between two of its slices, `units` less one times, what the first made.
+        """
         ids, chosen_weights = self.route(x, tokens)
-        return self._experts(x, ids, chosen_weights) + self._shared(x)
+        parts = self._experts.parts(x.shape[1])
+        y = self._experts(x, ids, chosen_weights, 0, None)
+        for part in range(1, parts):
+            yield y
+            y = self._experts(x, ids, chosen_weights, part, y)
+        return y + self._shared(x)
 
     def route(self, x: Array, tokens: Array) -> tuple[Array, Array]:
         """The experts of each token and their weights, `[B, n, K]` each."""

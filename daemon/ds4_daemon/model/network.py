@@ -6,7 +6,7 @@ and has them computed at once (`forward`) or in slices between which it does oth
 (`begin`).  Model-spec §2; checked against transformers in tests/model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -57,17 +57,23 @@ class Layer:
 
     def attend(
         self, streams: Array, states: Sequence[LayerState], positions: Sequence[int], cos_sin: Array
-    ) -> Array:
-        """The attention half; the states advance."""
+    ) -> Generator[Array, None, Array]:
+        """The attention half, in the slices of `Attention.run`; the states advance."""
         x, mix = self._attn_mix.collapse(streams)
         h = self._ops.rms_norm(x, self._attn_norm, self._eps)
-        return self._attn_mix.expand(streams, self.attention(h, states, positions, cos_sin), mix)
+        y = yield from self.attention.run(h, states, positions, cos_sin)
+        return self._attn_mix.expand(streams, y, mix)
 
-    def feed(self, streams: Array, tokens: Array) -> Array:
-        """The feed-forward half."""
+    def feed(self, streams: Array, tokens: Array) -> Generator[Array, None, Array]:
+        """The feed-forward half, in the slices of `MixtureOfExperts.run`."""
         x, mix = self._ffn_mix.collapse(streams)
         h = self._ops.rms_norm(x, self._ffn_norm, self._eps)
-        return self._ffn_mix.expand(streams, self._experts(h, tokens), mix)
+        y = yield from self._experts.run(h, tokens)
+        return self._ffn_mix.expand(streams, y, mix)
+
+    def units(self, positions: Sequence[int], n: int) -> int:
+        """Slices of both halves for `n` tokens of each sequence."""
+        return self.attention.units(positions, n) + self._experts.units(n)
 
 
 class Group:
@@ -79,28 +85,34 @@ class Group:
         self.states = [s.state for s in segments]
         self.starts = [s.length for s in self.states]
         self.ids = np.stack([s.ids for s in segments])
-        self.tokens: Array = None
-        self.tables: dict[bool, Array] = {}  # of rotations, by whether a layer compresses
-        self.streams: Array = None
 
 
 class Pass:
     """A batch on its way through the layers, advanced in slices of any number of `units`.
 
-    A unit is half a layer, and the head at the end.  How a pass is sliced, and what else runs
-    between its slices, changes no bit of its results.  From `Network.begin` until the pass is
-    done its states belong to it: each is `torn`, its layers lie at different positions, and its
-    `length` is still the old one.  A pass may be dropped at any unit; its states are lost then,
-    except that what they were at an earlier checkpoint can still be forked off them
-    (`engine.prefix_state.fork`), because entries only grow.
+    A unit is a block of queries in a layer's attention, some of its experts, or the head.  How a
+    pass is sliced, and what else runs between its slices, changes no bit of its results.  From
+    `Network.begin` until the pass is done its states belong to it: each is `torn`, its layers lie
+    at different positions, and its `length` is still the old one.  A pass may be dropped at any
+    unit; its states are lost then, except that what they were at an earlier checkpoint can still
+    be forked off them (`engine.prefix_state.fork`), because entries only grow.
     """
 
-    def __init__(self, network: "Network", groups: Sequence[Group], units: int) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        groups: Sequence[Group],
+        units: int,
+        steps: Iterator[Array],
+        results: list[np.ndarray | None],
+    ) -> None:
         self.units = units
         self.done_units = 0
-        self.results: list[np.ndarray | None] = [None] * sum(len(g.members) for g in groups)
-        self._network = network
+        self.results = results
+        self._ops = ops
         self._groups = groups
+        self._steps = steps
+        self._last: Array = None  # what the last unit made
 
     @property
     def done(self) -> bool:
@@ -114,24 +126,23 @@ class Pass:
         own the slice is begun, not waited for.  Raises what the model raises; the pass is then
         to be dropped.
         """
-        for unit in range(self.done_units, min(self.done_units + units, self.units)):
-            for group in self._groups:
-                self._network.run_unit(group, unit, self.results)
-            self.done_units = unit + 1
+        for _ in range(min(units, self.units - self.done_units)):
+            self._last = next(self._steps)
+            self.done_units += 1
         if self.done:
             for group in self._groups:
                 for state in group.states:
                     state.length += group.ids.shape[1]
                     state.torn = False
             self._groups = ()
-        else:
-            self._network.start(self._groups)
+        elif self._last is not None:
+            self._ops.run([self._last])
         return self.done
 
     def wait(self) -> None:
         """Until a device that computes on its own has done what `advance` began."""
-        for group in self._groups:
-            self._network.wait(group)
+        if self._last is not None:
+            self._ops.numpy(self._last[(slice(1),) * self._last.ndim])
 
 
 class Network:
@@ -201,46 +212,48 @@ class Network:
         for i, segment in enumerate(batch):
             alike.setdefault((len(segment.ids), segment.logits), []).append(i)
         groups = [Group(members, [batch[i] for i in members]) for members in alike.values()]
+        units = 1 + sum(
+            layer.units(group.starts, group.ids.shape[1])
+            for group in groups
+            for layer in self._layers
+        )
+        results: list[np.ndarray | None] = [None] * len(batch)
         for segment in batch:
             segment.state.torn = True
-        return Pass(self, groups, 2 * len(self._layers) + 1)
+        return Pass(self._ops, groups, units, self._steps(groups, results), results)
 
-    def run_unit(self, group: Group, unit: int, results: list[np.ndarray | None]) -> None:
-        """Half a layer, or at last the head, which fills in the results; called by the pass."""
-        if unit == 0:
-            self._embed_ids(group)
-        if unit == 2 * len(self._layers):
-            self._finish(group, results)
-            return
-        layer = self._layers[unit // 2]
-        if unit % 2:
-            group.streams = layer.feed(group.streams, group.tokens)
-            return
-        states = [s.layers[unit // 2] for s in group.states]
-        table = group.tables[bool(layer.attention.ratio)]
-        group.streams = layer.attend(group.streams, states, group.starts, table)
+    def _steps(
+        self, groups: Sequence[Group], results: list[np.ndarray | None]
+    ) -> Generator[Array, None, None]:
+        """The work of a pass, unit by unit: yields what each made."""
+        streams = [self._embedded(group) for group in groups]
+        tables = [self._tables(group) for group in groups]
+        tokens = [self._ops.asarray(group.ids) for group in groups]
+        for i, layer in enumerate(self._layers):
+            for g, group in enumerate(groups):
+                states = [state.layers[i] for state in group.states]
+                table = tables[g][bool(layer.attention.ratio)]
+                streams[g] = yield from layer.attend(streams[g], states, group.starts, table)
+                yield streams[g]
+                streams[g] = yield from layer.feed(streams[g], tokens[g])
+                yield streams[g]
+        for group, of_group in zip(groups, streams, strict=True):
+            self._finish(group, of_group, results)
+        yield streams[-1] if streams else None
 
-    def start(self, groups: Sequence[Group]) -> None:
-        """Let a device that computes on its own begin; called by the pass after a slice."""
-        streams = [g.streams for g in groups if g.streams is not None]
-        if streams:
-            self._ops.run(streams)
-
-    def wait(self, group: Group) -> None:
-        """Until the streams of a group are computed; called by the pass."""
-        self._ops.numpy(group.streams[:, -1:, :1, :1])
-
-    def _embed_ids(self, group: Group) -> None:
-        ops, ids = self._ops, group.ids
-        positions = np.array(group.starts)[:, None] + np.arange(ids.shape[1])
-        group.tables = {c: ops.rope_table(positions, f) for c, f in self._frequencies.items()}
-        group.tokens = ops.asarray(ids)
-        x = self._embed(ids)
+    def _embedded(self, group: Group) -> Array:
+        x = self._embed(group.ids)
         shape = (*x.shape[:2], self.config.hc_mult, x.shape[-1])
-        group.streams = ops.xp.broadcast_to(x[:, :, None], shape)
+        return self._ops.xp.broadcast_to(x[:, :, None], shape)
 
-    def _finish(self, group: Group, results: list[np.ndarray | None]) -> None:
-        ops, streams = self._ops, group.streams
+    def _tables(self, group: Group) -> dict[bool, Array]:
+        """Rotations of the group's positions, by whether a layer compresses."""
+        positions = np.array(group.starts)[:, None] + np.arange(group.ids.shape[1])
+        return {c: self._ops.rope_table(positions, f) for c, f in self._frequencies.items()}
+
+    def _finish(self, group: Group, streams: Array, results: list[np.ndarray | None]) -> None:
+        """The head, which fills in the results."""
+        ops = self._ops
         if group.want is Want.NONE:
             ops.run([streams])
             return

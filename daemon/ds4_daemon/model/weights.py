@@ -25,10 +25,14 @@ class Embedding(Protocol):
 class Experts(Protocol):
     """The routed experts of one layer."""
 
-    def __call__(self, x: Array, ids: Array, weights: Array) -> Array:
-        """Σ over the chosen experts of weight · expert(x).
+    def parts(self, n: int) -> int:
+        """In how many parts to compute `n` tokens of each sequence, so that others wait less."""
 
-        x `[B, n, D]`, ids and weights `[B, n, K]` → `[B, n, D]`.  A sequence's rows do not
+    def __call__(self, x: Array, ids: Array, weights: Array, part: int, y: Array) -> Array:
+        """Σ over the chosen experts of weight · expert(x), the experts of this part alone.
+
+        x `[B, n, D]`, ids and weights `[B, n, K]` → `[B, n, D]`, added to `y`, what the part
+        before returned, which may be overwritten; None for part 0.  A sequence's rows do not
         depend on the other sequences of the batch.
         """
 

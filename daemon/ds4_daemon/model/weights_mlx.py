@@ -95,7 +95,10 @@ class MlxExperts:
         self._limit = limit
         self._ops = ops
 
-    def __call__(self, x: Array, ids: Array, weights: Array) -> Array:
+    def parts(self, n: int) -> int:
+        return 1
+
+    def __call__(self, x: Array, ids: Array, weights: Array, part: int, y: Array) -> Array:
         k, width = ids.shape[-1], x.shape[-1]
         flat = x.reshape(-1, width)
         experts, w = ids.reshape(-1), weights.reshape(-1, 1)

@@ -113,22 +113,38 @@ class NumpyWeights:
         w1, w2, w3 = (self._files.experts(layer, w) for w in ("w1", "w2", "w3"))
         gate_up = [self.held.matrix(pair, _transposed) for pair in zip(w1, w3, strict=True)]
         down = [self.held.matrix([t], _transposed) for t in w2]
-        return NumpyExperts(gate_up, down, limit, self._ops)
+        rows, columns = w2[0].shape
+        chosen = self._files.config.num_experts_per_tok
+        return NumpyExperts(gate_up, down, limit, self._ops, 3 * chosen * rows * columns)
 
 
 class NumpyExperts:
     """`Experts` over matrices `[D, 2F]` (gate and up side by side) and `[F, D]`."""
 
-    def __init__(self, gate_up: list[Get], down: list[Get], limit: float, ops: NumpyOps) -> None:
+    def __init__(
+        self, gate_up: list[Get], down: list[Get], limit: float, ops: NumpyOps, token_macs: int
+    ) -> None:
         self._gate_up = gate_up
         self._down = down
         self._limit = limit
         self._ops = ops
+        self._token_macs = token_macs  # multiply-adds of one token's experts
 
-    def __call__(self, x: Array, ids: Array, weights: Array) -> Array:
+    def parts(self, n: int) -> int:
+        if n == 1:
+            return 1
+        return max(1, min(len(self._down), round(n * self._token_macs / self._ops.slice_macs)))
+
+    def __call__(self, x: Array, ids: Array, weights: Array, part: int, y: Array) -> Array:
         if x.shape[1] == 1:
             return self._tokens(x, ids[:, 0], weights[:, 0])[:, None]
-        return np.stack([self._chunk(*row) for row in zip(x, ids, weights, strict=True)])
+        if y is None:
+            y = np.zeros_like(x)
+        count, parts = len(self._down), self.parts(x.shape[1])
+        experts = range(count * part // parts, count * (part + 1) // parts)
+        for row in zip(x, ids, weights, y, strict=True):
+            self._chunk(*row, experts)
+        return y
 
     def _tokens(self, x: Array, ids: Array, weights: Array) -> Array:
         """x `[B, 1, D]`, a token of each sequence: a vector times each chosen matrix.
@@ -153,22 +169,19 @@ class NumpyExperts:
             y[order[start:stop]] = np.matmul(h[start:stop], self._down[chosen[start]]())[:, 0]
         return np.add.reduce(y.reshape(*ids.shape, -1), axis=1)
 
-    def _chunk(self, x: Array, ids: Array, weights: Array) -> Array:
-        """x `[n, D]`: the tokens of each expert together."""
+    def _chunk(self, x: Array, ids: Array, weights: Array, y: Array, experts: range) -> None:
+        """x `[n, D]`: the tokens of each expert together, added to `y [n, D]`."""
         order = np.argsort(ids, axis=None, kind="stable")
         token = order // ids.shape[1]
         w = weights.reshape(-1)[order, None]
-        ends = np.cumsum(np.bincount(ids.reshape(-1), minlength=len(self._down)))
-        y = np.zeros_like(x)
-        start = 0
-        for e, end in enumerate(ends.tolist()):
+        ends = np.cumsum(np.bincount(ids.reshape(-1), minlength=len(self._down))).tolist()
+        for e in experts:
+            start, end = ends[e - 1] if e else 0, ends[e]
             if end > start:
                 rows = token[start:end]
                 h = self._ops.swiglu(x[rows] @ self._gate_up[e](), self._limit)
                 h *= w[start:end]
                 y[rows] += h @ self._down[e]()  # an expert has a token at most once
-            start = end
-        return y
 
 
 def product(x: Array, w: Array) -> Array:
