@@ -19,7 +19,7 @@ from ds4_daemon.engine.labels import Label, claim
 from ds4_daemon.engine.prefix_find import Nearest, live_tokens, most_useful, nearest
 from ds4_daemon.engine.prefix_session import LATTICE_TOKENS, Saver, Session
 from ds4_daemon.engine.prefix_state import Restoring, bounded, duplicate, fork
-from ds4_daemon.engine.shelf import Saved, Shelf, restorable_tokens
+from ds4_daemon.engine.shelf import Saved, Shelf
 from ds4_daemon.errors import RequestError
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.link import Link, Pending
@@ -55,7 +55,7 @@ class Prefixes:
     ) -> None:
         self._new_state = new_state
         self.layout = self._layout = layout if layout is not None and layout.fits else None
-        self.shelf = Shelf(live_bytes, self._layout, self._leave)
+        self.shelf = Shelf(live_bytes, self._layout, self._leave, self._restorable)
         self.link = link if self._layout is not None else None
         self._saver = Saver(self.link) if self.link is not None else None
         self.canary = canary
@@ -352,13 +352,17 @@ class Prefixes:
         if session.length and not (session.no_save and not session.label.kept):
             self.shelf.put(session)
 
-    def _leave(self, session: Session) -> bool:
-        """Save what was not saved of it; whether it can be restored then."""
-        if self.link is None or self._saver is None:
-            return False
-        self.link.store.prefill_tok_s = self._prefill_tok_s()
-        self._saver.save_end(session)
-        return self.link.store.connected and bool(restorable_tokens(session))
+    def _leave(self, session: Session) -> None:
+        """Save what was not saved of it."""
+        if self.link is not None and self._saver is not None:
+            self.link.store.prefill_tok_s = self._prefill_tok_s()
+            self._saver.save_end(session)
+
+    def _restorable(self, session: Session) -> int:
+        """Tokens of it that the service was given with a checkpoint, while it is there."""
+        if self.link is None or not self.link.store.connected or session.chain.broken:
+            return 0
+        return max(session.saved_checkpoints, default=0)
 
 
 def _client(sequence: Sequence) -> tuple[str, str]:

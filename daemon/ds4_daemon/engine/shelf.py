@@ -48,19 +48,24 @@ class Saved:
 
 
 class Shelf:
-    """`leave` saves a session that is to leave; it says whether the service can restore it.
-
-    Without a `layout` nothing is put here.
+    """`leave` saves what is missing of a session that is to leave; `restorable` tells how many of
+    its tokens the service has with a checkpoint, 0 while there is none. Without a `layout` nothing
+    is put here.
     """
 
     def __init__(
-        self, budget_bytes: int, layout: Layout | None, leave: Callable[[Session], bool]
+        self,
+        budget_bytes: int,
+        layout: Layout | None,
+        leave: Callable[[Session], None],
+        restorable: Callable[[Session], int],
     ) -> None:
         self.budget_bytes = budget_bytes
         self.nbytes = 0
         self.sessions: list[Session] = []  # least recently used first
         self.saved: dict[str, Saved] = {}  # by id
         self._leave = leave
+        self._restorable = restorable
         self._layout = layout
         self._held: dict[Session, dict[int, int]] = {}  # of each, as `Session.held`
         self._new: dict[Session, None] = {}  # not compared with others yet, oldest first
@@ -143,28 +148,23 @@ class Shelf:
         while self.sessions and self.nbytes > budget_bytes:
             leaving = self._least()
             self.take(leaving)
-            restorable = self._leave(leaving)
-            if not leaving.label.kept:
-                continue
-            if restorable:
-                last = max(leaving.saved_checkpoints)
-                self.remember(
-                    Saved(
-                        leaving.label,
-                        leaving.salt,
-                        leaving.client,
-                        leaving.ids[:last],
-                        tuple(sorted(leaving.saved_checkpoints)),
-                        leaving.used_s,
-                    )
-                )
-            else:
-                _log.warning(
-                    "named session lost",
-                    session=leaving.label.id,
-                    tokens=leaving.length,
-                    why="memory was wanted, and no KV cache service has its state",
-                )
+            self._leave(leaving)
+            if leaving.label.kept:
+                self._remember_named(leaving, self._restorable(leaving))
+
+    def _remember_named(self, session: Session, tokens: int) -> None:
+        label = session.label
+        if not tokens:
+            _log.warning(
+                "named session lost",
+                session=label.id,
+                tokens=session.length,
+                why="memory was wanted, and no KV cache service has its state",
+            )
+            return
+        checkpoints = tuple(sorted(session.saved_checkpoints))
+        ids, client = session.ids[:tokens], session.client
+        self.remember(Saved(label, session.salt, client, ids, checkpoints, session.used_s))
 
     def _least(self) -> Session:
         """The one to leave: pinned ones last, before them named ones that would be lost."""
@@ -173,7 +173,7 @@ class Shelf:
         newest = self.sessions[-1]  # its client is there now
 
         def value(session: Session) -> tuple[bool, bool, bool, float]:
-            saved = restorable_tokens(session)
+            saved = self._restorable(session)
             lost = session.length - saved
             cost = lost + _RESTORE_SHARE * saved
             # How likely it is wanted again falls with the time that nobody wanted it.
@@ -182,13 +182,6 @@ class Shelf:
             return label.pinned, label.kept and not saved, session is newest, worth
 
         return min(self.sessions, key=value)
-
-
-def restorable_tokens(session: Session) -> int:
-    """Tokens of it that the service was given with a checkpoint."""
-    if session.chain.broken or not session.saved_checkpoints:
-        return 0
-    return max(session.saved_checkpoints)
 
 
 def held_bytes(pieces: Iterable[dict[int, int]]) -> int:
