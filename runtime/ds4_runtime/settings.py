@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BeforeValidator, ValidationError, field_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -189,11 +188,11 @@ def _variables(kind: type[ProcessSettings]) -> dict[str, str]:
     return found
 
 
-def _finding(error: ErrorDetails) -> str:
-    """What is wrong with a value, as a sentence."""
+def _finding(error: Mapping[str, Any]) -> str:
+    """What is wrong with a value, as a sentence; of the details that pydantic gives."""
     words = _FINDINGS.get(error["type"])
     if words is None:
-        return error["msg"]
+        return str(error["msg"])
     return f"{error['input']!r} {words.format(**error.get('ctx', {}))}"
 
 
