@@ -323,7 +323,7 @@ class Engine:
                     self._asked.popleft()()
                 worked = runner.step()
                 self.pulse.end()
-                if not worked:
+                if not worked and not self._closing:  # which may have been said before the clear
                     self._wake.wait()
         except BaseException as error:  # noqa: BLE001 (whatever it is, those who wait are told)
             _log.exception("engine died")
