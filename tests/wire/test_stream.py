@@ -195,3 +195,39 @@ def test_slow_step_reports_progress(tokenizer: Tokenizer) -> None:
     assert {p.prefilled_tokens for p in progress} == {0, 512}
     assert len(progress) >= 4
     assert progress[-1].eta_s > 0
+
+
+def test_a_request_that_waits_tells_its_place(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """While others run it reports at least once a second where it is in the queue."""
+    ids = types_pb2.TokenIds(ids=[9] * 3)
+
+    async def main() -> list[pb.GenerateEvent]:
+        requests = Requests(tokenizer, tokenizer.vocab_size, 10_000, Sampling(), APRIL)
+        network = Recital(tokenizer.encode("la"), tokenizer.vocab_size, 3, 0.0, token_s=0.05)
+        engine = Engine(lambda: network, Limits(max_running=1, chunk_tokens=512), 4)
+        await engine.start(0)
+        acceptance = Acceptance(engine, tokenizer, Journal(tmp_path, 0), KeptRequests(0, 0))
+
+        async def events_of(tokens: int) -> list[pb.GenerateEvent]:
+            request = pb.GenerateRequest(
+                prompt=pb.Prompt(token_ids=ids),
+                sampling=types_pb2.Sampling(temperature=0, max_tokens=tokens, ignore_eos=True),
+            )
+            job = requests.job(request, time.monotonic())
+            kept = await acceptance.take(job, digest(request), entry=None)
+            return [event async for event in follow(engine, kept, 0)]
+
+        asked = [asyncio.create_task(events_of(tokens)) for tokens in (20, 4, 1)]
+        last = (await asyncio.gather(*asked))[-1]
+        await acceptance.close(5)
+        await engine.close(5)
+        return last
+
+    events = asyncio.run(main())
+    progress = [event.progress for event in events if event.HasField("progress")]
+    assert {p.phase for p in progress} == {pb.PHASE_QUEUED}
+    places = [events[0].accepted.queue_position, *(p.queue_position for p in progress)]
+    assert len(places) >= 3
+    assert places == sorted(places, reverse=True)
+    assert 1 <= places[0] <= 2
+    assert {event.offset for event in events if event.HasField("progress")} == {0}

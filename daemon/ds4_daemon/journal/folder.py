@@ -114,11 +114,12 @@ class Journal:
         return Page(self, self._folder / self.name_of(request_id))
 
     def found(self) -> Iterator[Found]:
-        """The files of earlier processes, cut at their last whole record. Blocks.
+        """The files of earlier processes, cut at their last whole record, oldest first. Blocks.
 
         To be called before anything is written. What holds no request is removed.
         """
-        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+        files = self._folder.glob(f"*{_SUFFIX}")
+        for path in sorted(files, key=lambda path: path.stat().st_mtime):
             try:
                 age_s = max(0.0, time.time() - path.stat().st_mtime)
                 data = path.read_bytes()

@@ -8,6 +8,7 @@ were, so that it goes on as it would have. Its events so far stay as they are. C
 
 import asyncio
 import json
+import sys
 import time
 import zlib
 from array import array
@@ -70,7 +71,7 @@ class Resumption:
         self._acceptance = acceptance
         self._journal = journal
         self._model = model
-        self._offload = Offload(engine.room.capacity + engine.limits.max_running)
+        self._offload = Offload(sys.maxsize)  # they were accepted: none is turned away again
         self._unfinished: list[Unfinished] = []
 
     def entry(self, request: pb.GenerateRequest, job: Job, content: str) -> bytes:
@@ -93,7 +94,8 @@ class Resumption:
 
     async def restore(self) -> None:
         """Know what the journal holds. To be called before the first request is taken."""
-        for found in await asyncio.to_thread(lambda: list(self._journal.found())):
+        files = self._journal.found()
+        while (found := await asyncio.to_thread(next, files, None)) is not None:
             try:
                 self._restore(found)
             except (DaemonError, DecodeError, ValueError, KeyError) as error:
