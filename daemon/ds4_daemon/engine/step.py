@@ -8,7 +8,7 @@ goes on where it was. Knows neither clients nor queues nor why the plan is what 
 
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -62,10 +62,10 @@ class Outcome(NamedTuple):
 
 @dataclass(slots=True)
 class _Chunk:
-    """A pass that is under way, and the seconds that went into it."""
+    """A pass that is under way, and the seconds that each of its units took."""
 
     run: Pass
-    work_s: float = 0.0
+    units_s: list[float] = field(default_factory=list)
 
 
 class Stepper:
@@ -76,6 +76,7 @@ class Stepper:
         self.prefixes = prefixes
         self.rates = rates
         self._chunks: dict[Sequence, _Chunk] = {}
+        self._units_s: list[float] = []  # of the last chunk that was done
 
     def warm_up(self, token_id: int) -> None:
         """Decode one token, so that what compiles does it now and a broken model fails now."""
@@ -118,25 +119,35 @@ class Stepper:
                 self.prefixes.begins(sequence)
                 run = self._model.begin([self._segment(sequence, part.tokens, last=part.last)])
                 chunk = self._chunks[sequence] = _Chunk(run)
-            done, units, took_s = False, 0, 0.0
-            # Half a unit too long is as near to the budget as half a unit too short.
-            while not done and (not units or took_s * (1 + 0.5 / units) < part.budget_s):
-                done = chunk.run.advance(1)
-                chunk.run.wait()  # else the time of a slice would be paid by the next decode step
-                units += 1
-                took_s = time.monotonic() - began_s
+            done = self._advance(chunk)
+            # A unit that would end too late waits for the next step, where it may be the only one.
+            while not done and time.monotonic() - began_s + self._next_s(chunk) <= part.budget_s:
+                done = self._advance(chunk)
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends this sequence only)
             self._chunks.pop(sequence, None)
             return self._failed(sequence, _failure(error))
-        chunk.work_s += took_s
         sequence.chunk_tokens = part.tokens
         sequence.chunk_share = chunk.run.done_units / chunk.run.units
         if not done:
             return Outcome(sequence)
         del self._chunks[sequence]
         begin = sequence.computed_tokens
-        self.rates.prefilled(begin, begin + part.tokens, chunk.work_s)
+        self.rates.prefilled(begin, begin + part.tokens, sum(chunk.units_s))
+        self._units_s = chunk.units_s
         return self._took(sequence, part.tokens, chunk.run.results[0], last=part.last)
+
+    def _advance(self, chunk: _Chunk) -> bool:
+        """One unit; True when it was the last."""
+        began_s = time.monotonic()
+        done = chunk.run.advance(1)
+        chunk.run.wait()  # else the time of a slice would be paid by the next decode step
+        chunk.units_s.append(time.monotonic() - began_s)
+        return done
+
+    def _next_s(self, chunk: _Chunk) -> float:
+        """How long the next unit will take: as long as the one in this place of the last chunk."""
+        known = self._units_s or chunk.units_s
+        return known[chunk.run.done_units * len(known) // chunk.run.units]
 
     def _segment(self, sequence: Sequence, tokens: int, *, last: bool) -> Segment:
         begin = sequence.computed_tokens

@@ -28,9 +28,10 @@ WAITING_PATIENCE_S = 60.0  # a class: what waits holds nothing, and most of it i
 QUANTUM_WORK = 2048
 # A prompt of which no more is to compute is short. A few lines and their answer, not a document.
 SHORT_TOKENS = 512
-# Of a decode step's time goes to a slice beside it: streams then pause 1.75 times as long as
-# without it, and the prefill takes 2.3 times as long as alone.
-SLICE_SHARE = 0.75
+# Of a decode step's time goes to a slice beside it at most, if one unit of the pass takes no more:
+# streams then pause less than twice as long as without it, and the prefill takes two to three
+# times as long as alone, for slices end where no further unit fits.
+SLICE_SHARE = 0.9
 # With nobody decoding a slice only has to end soon enough for a cancel and for progress.
 MAX_SLICE_S = 0.25
 # A request that does not fit in memory is passed by smaller ones for so long, and then by none.
