@@ -144,6 +144,8 @@ def _task(rng: random.Random, pool: Pool, made: _Made) -> tuple[str, dict[str, V
     return said, arguments
 
 
+_NOT_CALLED = 0.4
+
 _FRAMES = (
     "Please {}.", "{}.", "Can you {}?", "I want you to {}.", "Could you please {}?", "{}, please.",
     "I need you to {}.", "Would you {}?", "Hello! Please {}.", "{}",
@@ -181,9 +183,12 @@ def _result(rng: random.Random, pool: Pool, noun: str) -> tuple[str, str]:
     )  # fmt: skip
 
 
-def _reasoning(made: list[_Made], arguments: list[dict[str, Value]]) -> str:
+def _intent(made: list[_Made], arguments: list[dict[str, Value]] | None = None) -> str:
+    """What is to be done, then the tool for it. Said first, in the request's own words: with them
+    at hand a small model finds the tool by its description, or finds that there is none."""
     lines = []
-    for tool, given in zip(made, arguments, strict=True):
+    for number, tool in enumerate(made):
+        given = arguments[number] if arguments else {}
         shown = ", ".join(f"{field} = {json.dumps(value)}" for field, value in given.items())
         with_what = f" with {shown}" if shown else ""
         lines.append(f"To {tool.verb} the {tool.noun} I call {tool.tool.name}{with_what}.")
@@ -211,9 +216,9 @@ def _exchange(
     calls = tuple(
         _call(first + i, m, a) for i, (m, (_, a)) in enumerate(zip(chosen, wanted, strict=True))
     )
-    reasoning = _reasoning(chosen, [a for _, a in wanted]) if thinking else ""
+    reasoning = _intent(chosen, [a for _, a in wanted]) if thinking else ""
     said = " and ".join(words_ for words_, _ in wanted)
-    opening = rng.choice(("", "", "", "", "I will do that.", "One moment.", "Let me see."))
+    opening = "" if thinking else _intent(chosen)
     messages = [user(_framed(rng, said)), Message(Role.ASSISTANT, opening, reasoning, calls)]
     if finished:
         results = [_result(rng, pool, made.noun) for made in chosen]
@@ -222,12 +227,6 @@ def _exchange(
         thought = "I have the result." if thinking else ""
         messages.append(assistant(" ".join(line for _, line in results), thought))
     return messages, calls
-
-
-_NO_TOOL = (
-    "I have no tool to {}.", "I cannot do that: none of my tools can {}.",
-    "I am sorry, I have no tool to {}.",
-)  # fmt: skip
 
 
 def not_called(rng: random.Random, source: Source) -> Case:
@@ -244,14 +243,14 @@ def not_called(rng: random.Random, source: Source) -> Case:
 def _not_done(rng: random.Random, source: Source, box: list[_Made]) -> Exchange:
     """Something else than what the tools are for, and what one answers."""
     pool = source.pool
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:  # small talk is told apart soon; that no tool fits is not
         taken = {made.noun for made in box}
         while (noun := rng.choice(pool.tool_nouns)) in taken:
             pass
         other = _tool(rng, pool, rng.choice(pool.tool_verbs), noun)
         said, _ = _task(rng, pool, other)
-        answer = rng.choice(_NO_TOOL).format(f"{other.verb} the {noun}")
-        return Exchange(_framed(rng, said), answer, f"No tool can {other.verb} the {noun}.")
+        answer = f"To {other.verb} the {noun} I have no tool."
+        return Exchange(_framed(rng, said), answer, answer)
     return _small_talk(rng, source)
 
 
@@ -272,8 +271,8 @@ def _with(
 
 
 def task(rng: random.Random, source: Source) -> Case:
-    """Any tool task: a quarter of them without a call."""
-    return not_called(rng, source) if rng.random() < 0.25 else called(rng, source.pool)
+    """Any tool task: a share of them without a call."""
+    return not_called(rng, source) if rng.random() < _NOT_CALLED else called(rng, source.pool)
 
 
 def tasks(rng: random.Random, source: Source) -> Conversation:
@@ -282,7 +281,7 @@ def tasks(rng: random.Random, source: Source) -> Conversation:
     box = _toolbox(rng, pool, rng.randint(2, 4))
     messages: list[Message] = []
     for number in range(rng.randint(2, 4)):
-        if rng.random() < 0.25:
+        if rng.random() < _NOT_CALLED:
             one = _not_done(rng, source, box)
             messages += [user(one.question), assistant(one.answer)]
         else:

@@ -5,7 +5,7 @@ tool names in one are not in the other, so a right answer cannot be remembered f
 for things, places and colours are shared: they are the language, not the fact.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class Pool:
     tool_nouns: tuple[str, ...]
     codes: tuple[str, ...]  # the first half of a code word; digits follow
     others: tuple[str, ...] = ()  # made-up names, for facts and tools
+    people: tuple[str, ...] = field(init=False)  # all of these
 
-    @property
-    def people(self) -> tuple[str, ...]:
-        return self.girls + self.boys + self.others
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "people", self.girls + self.boys + self.others)
 
 
 def _words(text: str) -> tuple[str, ...]:
