@@ -11,7 +11,9 @@ from ds4_daemon.engine.prefix_state import (
     block_pieces,
     bounded,
     checkpoint_pieces,
+    duplicate,
     fork,
+    held,
     layout_of,
 )
 from ds4_daemon.kvlink.layout import Layout
@@ -134,6 +136,29 @@ def test_states_on_mlx_come_back(tmp_path: Path, dtype: str) -> None:
     got, _ = run(network, restored, ids, 128)
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
     assert same_states(restored, cold)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mlx-cpu"])
+def test_a_duplicate_is_the_same_state_at_any_length(tmp_path: Path, device: str) -> None:
+    """It and the one it was made of go on apart, each to the bits of one that was never copied."""
+    config = CONFIGS["true-heads"]
+    folder = write_release(tmp_path / "m", config, random_tensors(config, 2))
+    network = load_network(folder, device=device)
+    common, ends = random_ids(config, 131, 1), [random_ids(config, 9, seed) for seed in (2, 3)]
+    states: list[SessionState] = [network.new_state() for _ in range(4)]
+    expected: list[np.ndarray | None] = []
+    for state, end in zip(states[:2], ends, strict=True):
+        network.forward([Segment(state, common, Want.NONE)])
+        expected.append(network.forward([Segment(state, end, Want.ALL)])[0])
+    network.forward([Segment(states[2], common, Want.NONE)])
+    duplicate(states[2], states[3])
+    assert held(states[2]) == held(states[3])
+    for alone, state, end, logits in zip(states[:2], states[2:], ends, expected, strict=True):
+        got = network.forward([Segment(state, end, Want.ALL)])[0]
+        assert got is not None
+        assert logits is not None
+        assert np.array_equal(got, logits)
+        assert same_states(state, alone)
 
 
 def test_what_was_taken_stays_as_it_was(network: Network) -> None:

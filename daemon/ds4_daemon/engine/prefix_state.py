@@ -102,34 +102,28 @@ def fork(state: SessionState, taken: Bounded, layout: Layout, new: SessionState)
         count = taken.tokens // BLOCK_TOKENS * layout.entries(layer)
         source, target = state.layers[layer], new.layers[layer]
         assert source.compressor is not None and target.compressor is not None
-        # A view of exactly these rows: the first append moves them to an array of their own.
-        target.compressor.entries.adopt(source.compressor.entries.part(0, count), count)
+        target.compressor.entries.take(source.compressor.entries, count)
         if source.indexer is not None and target.indexer is not None:
-            target.indexer.entries.adopt(source.indexer.entries.part(0, count), count)
+            target.indexer.entries.take(source.indexer.entries, count)
     _set_bounded(new, taken)
 
 
 def duplicate(state: SessionState, new: SessionState) -> None:
     """Make `new` the state that `state` is now, at any length; `state` must be whole.
 
-    As with `fork`, entries are the same memory until the new one gets an entry of its own.
+    Nothing is copied: all rows are the same memory until either gets new ones.
     """
     assert not state.torn
     for source, target in zip(state.layers, new.layers, strict=True):
-        _copy(source.window, target.window)
+        target.window.take(source.window, len(source.window))
         for ours, theirs in (
             (source.compressor, target.compressor),
             (source.indexer, target.indexer),
         ):
             if ours is not None and theirs is not None:
-                _copy(ours.tail, theirs.tail)
-                count = len(ours.entries)
-                theirs.entries.adopt(ours.entries.part(0, count), count)
+                theirs.tail.take(ours.tail, len(ours.tail))
+                theirs.entries.take(ours.entries, len(ours.entries))
     new.length = state.length
-
-
-def _copy(source: RowBuffer, target: RowBuffer) -> None:
-    target.adopt(np.array(source.part(0, len(source))), len(source))
 
 
 def held(state: SessionState) -> dict[int, int]:

@@ -38,6 +38,11 @@ class MlxRows:
     def held(self) -> dict[int, int]:
         return {id(self._rows): self.nbytes}
 
+    def take(self, other: RowBuffer, count: int) -> None:
+        # Arrays never change, so one may be in two buffers; nothing is computed or waited for.
+        rows = other.view()
+        self._rows = rows if count == rows.shape[0] else rows[:count]
+
     def share(self, other: RowBuffer, count: int) -> None:
         # An array cannot be in two pieces, and joining them at each step would cost what it saves.
         return None

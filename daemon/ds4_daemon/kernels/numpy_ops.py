@@ -86,6 +86,15 @@ class NumpyRows:
         self._data, self._shared = data, None
         self._start, self._end = 0, count
 
+    def take(self, other: RowBuffer, count: int) -> None:
+        shared = other._shared if isinstance(other, NumpyRows) else None
+        if shared is None or count < len(shared):
+            self.adopt(other.part(0, count), count)
+        else:  # what comes after shared rows never grows in place either
+            rest = other.part(len(shared), count)
+            self.adopt(rest, len(rest))
+            self._shared = shared
+
     def share(self, other: RowBuffer, count: int) -> None:
         if self._shared is not None or not isinstance(other, NumpyRows):
             return

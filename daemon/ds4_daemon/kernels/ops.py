@@ -48,6 +48,9 @@ class RowBuffer(Protocol):
         Buffers that hold the same piece name the same one.
         """
 
+    def take(self, other: "RowBuffer", count: int) -> None:
+        """Hold the first `count` rows of `other`, in its memory until this one grows."""
+
     def share(self, other: "RowBuffer", count: int) -> None:
         """Hold the first `count` rows in the memory of `other`, where they are equal bit for bit.
 
