@@ -365,20 +365,6 @@ def test_ended_sequences_leave_no_session_behind() -> None:
     with_engine(body)
 
 
-def test_the_first_reason_to_stop_counts() -> None:
-    """A deadline that was passed is not called a cancel because the client left afterwards."""
-
-    async def body(engine: Engine, network: HashNetwork) -> None:
-        running = sequence("r", [1], 10_000)
-        events = engine.submit(running)
-        engine.stop(running, Finish.DEADLINE)
-        engine.stop(running, Finish.CANCELLED)
-        _, ended = await finish(events)
-        assert ended.finish is Finish.DEADLINE
-
-    with_engine(body, step_s=0.01)
-
-
 def test_random_numbers_belong_to_absolute_positions() -> None:
     """A prompt grown by its own first tokens goes on exactly as it would have."""
     sampling = Sampling(temperature=1.0, seed=5)

@@ -8,7 +8,7 @@ from ds4_daemon.sched.policy import chunk_length
 from ds4_daemon.sched.queue import WaitingRoom
 from ds4_daemon.sched.rates import Rates
 from ds4_daemon.sched.sampling import Sampling
-from ds4_daemon.sched.sequence import Client, Sequence
+from ds4_daemon.sched.sequence import Client, Finish, Sequence
 
 
 def sequence(name: str, prompt: int, client: str = "") -> Sequence:
@@ -78,6 +78,14 @@ def test_a_verdict_that_changes_loses_nobody() -> None:
 
     removed = room.remove_if(unwanted)
     assert [*removed, *room.take(waiting)] == waiting
+
+
+def test_the_first_reason_to_stop_counts() -> None:
+    """A deadline that was passed is not called a cancel because the client left afterwards."""
+    one = sequence("a", 1)
+    one.stop(Finish.DEADLINE)
+    one.stop(Finish.CANCELLED)
+    assert one.stop_requested is Finish.DEADLINE
 
 
 def test_rates_learn_the_growth_with_position_and_batch() -> None:
