@@ -14,6 +14,7 @@ from ds4_daemon.sched.policy import (
     Limits,
     admit,
     chunk_length,
+    is_aged,
     is_short,
     plan,
     urgency,
@@ -86,7 +87,7 @@ class Simulation:
             s, tokens, last, budget_s = step.prefill
             assert budget_s == (SLICE_SHARE * STEP_S / 2 if step.decode else MAX_SLICE_S)
             assert last == (s.computed_tokens + tokens == s.prompt_tokens)
-            self.ledger.short_turn = is_short(s)
+            self.ledger.turn(short=is_short(s), aged=is_aged(s, self.now_s - STEP_S))
             self._served(s)
             self._units[s] += 1
             if self._units[s] % UNITS == 0:
@@ -235,6 +236,20 @@ def test_short_prompts_without_end_leave_a_long_one_its_turns() -> None:
     while long.state is not State.DONE:
         simulation.step([request("short", 20, 1, arrived_s=simulation.now_s)])
     assert simulation.steps <= 2.5 * UNITS * 16  # those that wait for two seconds go first, too
+
+
+def test_many_that_waited_long_leave_urgent_ones_most_turns() -> None:
+    """A crowd of normal prompts whose patience ends does not hold up an interactive one."""
+    simulation = Simulation(Limits(16, 512))
+    simulation.step([request(f"n{i}", 30_000, 1) for i in range(12)])
+    for _ in range(50):
+        simulation.step()
+    urgent = request("i", 5120, 1, priority=Priority.INTERACTIVE, arrived_s=simulation.now_s)
+    before = simulation.steps
+    simulation.step([urgent])
+    while urgent.state is not State.DONE:
+        simulation.step()
+    assert simulation.steps - before <= 10 * UNITS * 4 / 3 + 4
 
 
 def test_a_client_with_less_than_its_share_is_let_in() -> None:

@@ -18,7 +18,7 @@ from ds4_daemon.engine.totals import Totals
 from ds4_daemon.engine.watchdog import Pulse
 from ds4_daemon.errors import DaemonError, EngineError, UnavailableError
 from ds4_daemon.sched.ledger import DECODED_TOKEN_WORK
-from ds4_daemon.sched.policy import Limits, Slice, is_short, plan
+from ds4_daemon.sched.policy import Limits, Slice, is_aged, is_short, plan
 from ds4_daemon.sched.sequence import Finish, Sequence, State
 
 # A model that fails on one request may be right to; one that fails on three is broken.
@@ -112,8 +112,8 @@ class Runner:
 
     def _prefill(self, part: Slice) -> Outcome:
         sequence, totals, before = part.sequence, self._totals, part.sequence.computed_tokens
-        self._admission.ledger.short_turn = is_short(sequence)
         began_s = time.monotonic()
+        self._admission.ledger.turn(short=is_short(sequence), aged=is_aged(sequence, began_s))
         outcome = self._stepper.prefill(part)
         took_s = self._count_work(began_s, [sequence])
         self._prefill_work_s += took_s

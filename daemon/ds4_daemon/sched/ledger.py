@@ -31,6 +31,8 @@ class Ledger:
     # Whether the last prefill turn was one of the lane for short prompts: they take turns with the
     # rest, so that neither stream of them starves the other.
     short_turn: bool = False
+    # Prefill turns since one was given for having waited long: those may not crowd out the urgent.
+    turns_since_aged: int = 0
     _served: dict[str, float] = field(default_factory=dict)
     _active: frozenset[str] = frozenset()
 
@@ -45,6 +47,11 @@ class Ledger:
     def serve(self, client: str, work_tokens: float) -> None:
         """It was given so much work."""
         self._served[client] = self.served(client) + work_tokens / self.of(client).weight
+
+    def turn(self, *, short: bool, aged: bool) -> None:
+        """A prefill turn was given to a short prompt or not, for its patience's end or not."""
+        self.short_turn = short
+        self.turns_since_aged = 0 if aged else self.turns_since_aged + 1
 
     def activate(self, clients: Iterable[str]) -> None:
         """These have requests now. Those that are new begin level with the least of the others."""

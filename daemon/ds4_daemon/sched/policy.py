@@ -23,6 +23,9 @@ from ds4_daemon.sched.sequence import Priority, Sequence, State
 # background job alive, and cost the others a few percent.
 PATIENCE_S = {Priority.NORMAL: 2.0, Priority.BACKGROUND: 10.0}
 WAITING_PATIENCE_S = 60.0  # a class: what waits holds nothing, and most of it is served by then
+# Prefill turns of requests that are urgent by themselves between two of such that became so. Not
+# one, for short prompts have every other turn.
+OWN_TURNS = 3
 # Within so much work of each other clients are served in the order they came: taking turns at every
 # token would have all long prompts end late, and none early.
 QUANTUM_WORK = 2048
@@ -154,11 +157,18 @@ def _prefill_turn(prefilling: list[Sequence], ledger: Ledger, now_s: float) -> S
     """Whose chunk goes on. Nothing else than more urgent work keeps a lane from its turn."""
     ordered = order(prefilling, ledger, now_s)
     urgent = [s for s in ordered if urgency(s, now_s) == urgency(ordered[0], now_s)]
+    if ledger.turns_since_aged < OWN_TURNS:
+        urgent = [s for s in urgent if not is_aged(s, now_s)] or urgent
     short = next((s for s in urgent if is_short(s)), None)
     long = next((s for s in urgent if not is_short(s)), None)
     if short is None or long is None:
         return urgent[0]
     return long if ledger.short_turn else short
+
+
+def is_aged(sequence: Sequence, now_s: float) -> bool:
+    """Whether it is more urgent than it said, for it got nothing for long."""
+    return urgency(sequence, now_s) < (sequence.priority or Priority.NORMAL)
 
 
 def urgency(sequence: Sequence, now_s: float) -> Priority:
