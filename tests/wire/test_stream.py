@@ -192,7 +192,7 @@ def test_slow_step_reports_progress(tokenizer: Tokenizer) -> None:
     progress = [event.progress for event in events if event.HasField("progress")]
     assert [p.phase for p in progress] == [pb.PHASE_PREFILL] * len(progress)
     assert [p.prefilled_tokens for p in progress] == sorted(p.prefilled_tokens for p in progress)
-    assert {p.prefilled_tokens for p in progress} == {0, 512}
+    assert progress[0].prefilled_tokens < 512 <= progress[-1].prefilled_tokens < 600
     assert len(progress) >= 4
     assert progress[-1].eta_s > 0
 
