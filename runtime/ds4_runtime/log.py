@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import Processor
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -41,11 +42,13 @@ def configure(
     ]
     last: list[Processor]
     if file is None and out.isatty():
-        last = [structlog.dev.ConsoleRenderer()]
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     else:
         last = [
             lambda _logger, _method, fields: {"service": service, **fields},
-            structlog.processors.dict_tracebacks,
+            # Without local variables: they hold what clients sent.
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ]
     handler.setFormatter(

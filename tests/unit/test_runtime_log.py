@@ -55,6 +55,21 @@ def test_a_terminal_gets_lines_for_people() -> None:
     assert not out.getvalue().startswith("{")
 
 
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_traceback_tells_no_values(stream: type[io.StringIO]) -> None:
+    """Where it failed is logged; what clients sent, which local variables hold, is not."""
+    out = stream()
+    log.configure("daemon", stream=out)
+    prompt = "my " + "secret"
+    try:
+        raise ValueError(f"{len(prompt)} characters")
+    except ValueError:
+        structlog.get_logger().exception("request lost")
+    assert "test_a_traceback_tells_no_values" in out.getvalue()
+    assert "9 characters" in out.getvalue()
+    assert "my secret" not in out.getvalue()
+
+
 def test_a_file_gets_json_and_libraries_write_there_too(tmp_path: Path) -> None:
     """What a library logs through `logging` has the same form, tracebacks included."""
     path = tmp_path / "daemon.log"
