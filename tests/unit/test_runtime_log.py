@@ -60,9 +60,12 @@ def test_a_traceback_tells_no_values(stream: type[io.StringIO]) -> None:
     """Where it failed is logged; what clients sent, which local variables hold, is not."""
     out = stream()
     log.configure("daemon", stream=out)
-    prompt = "my " + "secret"
-    try:
+
+    def fail(prompt: str) -> None:
         raise ValueError(f"{len(prompt)} characters")
+
+    try:
+        fail("my " + "secret")
     except ValueError:
         structlog.get_logger().exception("request lost")
     assert "test_a_traceback_tells_no_values" in out.getvalue()
