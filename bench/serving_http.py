@@ -18,6 +18,7 @@ from typing import Any, Self
 from bench.serving_load import Answer, Ask
 
 _START_S = 180.0
+_SLOTS = 16  # as many as ds4-daemon runs at once
 
 
 class Peer:
@@ -109,10 +110,13 @@ class LlamaCpp(Peer):
     name = "llama.cpp"
     path = "/completion"
 
-    def __init__(self, server: Path, model: Path, slots: int, context: int, folder: Path) -> None:
+    def __init__(
+        self, server: Path, model: Path, context: int, folder: Path, flags: list[str]
+    ) -> None:
+        """`context`: tokens of each slot."""
         port = free_port()
         command = [str(server), "-m", str(model), "--port", str(port), "--no-webui"]
-        command += ["-np", str(slots), "-c", str(slots * context), "-ngl", "0"]
+        command += ["-np", str(_SLOTS), "-c", str(_SLOTS * context), "-ngl", "0", *flags]
         super().__init__(command, port, folder / "llama.log")
 
     def body(self, ask: Ask) -> dict[str, Any]:

@@ -30,6 +30,8 @@ STREAMS = 4
 SHORT_TOKENS = 12  # one line
 # Where in the long prefill the one-line requests arrive.
 ARRIVALS = (0.15, 0.4, 0.65)
+# For all streams to run side by side; a server that answers one after another never gets there.
+_TOGETHER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,11 @@ def _rate(answers: list[Answer], began_s: float) -> float:
 async def _until_all_decode(
     tasks: list[asyncio.Task[Answer]], streams: list[Answer], tokens: int
 ) -> None:
+    end_s = time.perf_counter() + _TOGETHER_S
     while min(a.tokens for a in streams) < tokens:
+        if time.perf_counter() > end_s:
+            going = sum(a.tokens >= tokens for a in streams)
+            raise RuntimeError(f"after {_TOGETHER_S:.0f} s {going} of {len(streams)} streams run")
         await asyncio.sleep(0.02)
         _raise_failed(tasks)
 

