@@ -185,6 +185,19 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(shape: tuple[int, int]
         assert np.array_equal(product(x[i : i + 1], w)[0], together[i])
 
 
+def test_attention_over_many_rows_is_exact() -> None:
+    """One query over more rows than one product takes, masked and not, equals plain float64."""
+    random = np.random.default_rng(9)
+    q = random.standard_normal((1, 4, 512), np.float32)
+    rows = random.standard_normal((1100, 512), np.float32)
+    mask, sink = random.random((1, 1000)) < 0.5, np.zeros(4, np.float32)
+    got = NumpyOps().attend(q, [(rows[:100], None), (rows[100:], mask)], sink, 512**-0.5)
+    seen = np.concatenate([rows[:100], rows[100:][mask[0]]]).astype(np.float64)
+    weights = np.exp(q[0] @ seen.T * 512**-0.5)
+    expected = weights @ seen / (weights.sum(-1, keepdims=True) + 1)
+    assert np.abs(got[0] - expected).max() < 1e-5
+
+
 def test_sinkhorn_of_a_token_does_not_depend_on_the_others() -> None:
     """Twelve tokens of twelve sequences at once, and one by one, which takes another way."""
     logits = np.random.default_rng(8).standard_normal((12, 1, 4, 4), np.float32) * 3

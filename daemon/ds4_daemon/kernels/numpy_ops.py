@@ -19,6 +19,15 @@ _F32 = np.float32
 _FP8_MAX = _F32(448)
 _FP4_MAX = _F32(6)
 
+# exp of it is finite in float32; a sigmoid is 0 beyond it, give or take 1e-38.
+_LARGEST_EXPONENT = _F32(88.7)
+
+# OpenBLAS multiplies up to 10^6 multiply-adds where the operands lie and packs them for larger
+# products, which costs one query of decode five times the product itself. So its keys are taken in
+# pieces, while a piece has rows enough to be worth a call.
+_UNPACKED_MACS = 999_999
+_UNPACKED_ROWS = 64
+
 # Sinkhorn of one token: 120 NumPy calls take 80 µs for any few, plain floats 20 µs a token.
 _TOKENS_FOR_ARRAYS = 6
 
@@ -158,16 +167,16 @@ class NumpyOps:
         return y
 
     def sigmoid(self, x: Array) -> Array:
-        # exp(-x) overflows to inf for very negative x, and 1 / (1 + inf) is the right 0.
-        with np.errstate(over="ignore"):
-            y = np.exp(-x)
+        y = np.negative(x)
+        np.minimum(y, _LARGEST_EXPONENT, out=y)
+        np.exp(y, out=y)
         y += _F32(1)
         return np.reciprocal(y, out=y)
 
     def softmax(self, x: Array, axis: int) -> Array:
-        y = x - x.max(axis=axis, keepdims=True)
+        y = x - np.maximum.reduce(x, axis=axis, keepdims=True)
         np.exp(y, out=y)
-        y /= y.sum(axis=axis, keepdims=True)
+        y /= np.add.reduce(y, axis=axis, keepdims=True)
         return y
 
     def swiglu(self, gate_up: Array, limit: float) -> Array:
@@ -175,7 +184,8 @@ class NumpyOps:
         gate, up = gate_up[..., :width], gate_up[..., width:]
         if limit != float("inf"):
             gate = np.minimum(gate, _F32(limit))
-            up = np.clip(up, _F32(-limit), _F32(limit))
+            up = np.minimum(up, _F32(limit))
+            np.maximum(up, _F32(-limit), out=up)
         y = self.sigmoid(gate)
         y *= gate
         y *= up
@@ -213,7 +223,8 @@ class NumpyOps:
     def fp8_round(self, x: Array) -> Array:
         z, scale, inverse = _blocks(x, 64, floor=1e-4, largest=_FP8_MAX)
         v = z * inverse
-        np.clip(v, -_FP8_MAX, _FP8_MAX, out=v)
+        np.minimum(v, _FP8_MAX, out=v)
+        np.maximum(v, -_FP8_MAX, out=v)
         # Normal codes keep three mantissa bits: round the float's own bits to nearest even.
         bits = v.view(np.int32)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).view(_F32)
@@ -227,7 +238,8 @@ class NumpyOps:
         z, scale, inverse = _blocks(x, 32, floor=6 * 2.0**-126, largest=_FP4_MAX)
         v = z * inverse
         v += _F32(0)  # e2m1 keeps the sign of what rounds to zero, not of zero itself
-        np.clip(v, -_FP4_MAX, _FP4_MAX, out=v)
+        np.minimum(v, _FP4_MAX, out=v)
+        np.maximum(v, -_FP4_MAX, out=v)
         # One mantissa bit: the unit is 1/2 below 2, then 1, then 2; rint breaks ties to even.
         size = np.abs(v)
         unit = np.where(size < _F32(2), _F32(0.5), np.where(size < _F32(4), _F32(1), _F32(2)))
@@ -247,6 +259,9 @@ class NumpyOps:
         scale: float,
     ) -> Array:
         n, heads, width = q.shape
+        most = _UNPACKED_MACS // (n * heads * width)
+        if most >= _UNPACKED_ROWS:
+            parts = _pieces(parts, most)
         flat = q.reshape(n * heads, width) * _F32(scale)
         scores = np.empty((n, heads, sum(len(rows) for rows, _ in parts) + 1), _F32)
         flat_scores = scores.reshape(n * heads, -1)
@@ -259,9 +274,9 @@ class NumpyOps:
             spans.append(span)
             at = span.stop
         scores[:, :, at] = sink
-        scores -= scores.max(-1, keepdims=True)
+        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
         np.exp(scores, out=scores)
-        scores /= scores.sum(-1, keepdims=True)
+        scores /= np.add.reduce(scores, axis=-1, keepdims=True)
         out = np.matmul(flat_scores[:, spans[0]], parts[0][0])
         for span, (rows, _) in zip(spans[1:], parts[1:], strict=True):
             out += np.matmul(flat_scores[:, span], rows)
@@ -318,6 +333,17 @@ def _sinkhorn_4x4(m: list[float], iterations: int, eps: float) -> tuple[float, .
     return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3
 
 
+def _pieces(
+    parts: Sequence[tuple[Array, Array | None]], most: int
+) -> list[tuple[Array, Array | None]]:
+    """Rows and their mask, at most so many together."""
+    return [
+        (rows[at : at + most], None if mask is None else mask[:, at : at + most])
+        for rows, mask in parts
+        for at in range(0, len(rows), most)
+    ]
+
+
 def _blocks(x: Array, size: int, floor: float, largest: np.float32) -> tuple[Array, Array, Array]:
     """Blocks `[..., k, size]` of `x` with the power-of-two scale of each and its inverse.
 
@@ -325,7 +351,8 @@ def _blocks(x: Array, size: int, floor: float, largest: np.float32) -> tuple[Arr
     mantissa bit set means the next power.
     """
     z = x.reshape(*x.shape[:-1], -1, size)
-    amax = np.maximum(np.abs(z).max(-1, keepdims=True), _F32(floor))
+    amax = np.maximum.reduce(np.abs(z), axis=-1, keepdims=True)
+    np.maximum(amax, _F32(floor), out=amax)
     exponent = ((amax / largest).view(np.int32) + 0x7FFFFF) >> 23
     return z, (exponent << 23).view(_F32), ((254 - exponent) << 23).view(_F32)
 
