@@ -193,12 +193,14 @@ async def mixed(
 ) -> dict[str, Any]:
     """Poisson arrivals of `clients` clients: prompts from 50 tokens to the long one, log-uniform.
 
-    Half of those that are long enough begin with one of three texts. Each client sends one request
-    in six times `service_s`, what one takes alone: below four clients the server is idle most of
-    the time, with sixteen more comes in than it can do, until all is sent.
+    Half of those that are long enough begin with one of three earlier prompts. Each client sends
+    one request in six times `service_s`, what one takes alone: below four clients the server is
+    idle most of the time, with sixteen more comes in than it can do, until all is sent.
     """
     salt = f"mixed-{texts.random.getrandbits(64):x}"
     beginnings = [texts.draw(size.long_tokens // 8) for _ in range(3)]
+    # As prompts of their own first: a state can be gone on from at the end of a prompt.
+    await one_by_one(server, [Ask("warm", text, 1, salt, reuse=True) for text in beginnings])
     each = max(size.requests // clients, 2)
 
     def plan_of(number: int) -> list[tuple[float, Ask]]:
