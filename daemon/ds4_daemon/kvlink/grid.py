@@ -82,11 +82,12 @@ def _scaled(x: Floats, size: int, largest: np.float32, shift: np.float32) -> tup
     Rounding may have lowered a block's largest value, so this scale may be half of the network's:
     the finer grid holds the coarser one's values.
     """
-    blocks = np.abs(x).view(np.int32).reshape(len(x), x.shape[1] // size, size)
+    sizes = np.abs(x, out=scratch("sizes", x.shape, np.float32))
+    blocks = sizes.view(np.int32).reshape(len(x), x.shape[1] // size, size)
     amax = blocks.max(-1).view(np.float32)  # positive floats are in the order of their bits
     exponents = np.clip(((amax / largest).view(np.int32) + 0x7FFFFF) >> 23, 1, 253)
     with np.errstate(over="ignore", invalid="ignore"):  # not on the grid: found by comparing
-        scaled = x * _spread(254 - exponents, size).reshape(x.shape)
+        scaled = np.multiply(x, _spread(254 - exponents, size).reshape(x.shape), out=sizes)
         scaled *= shift
     return scaled, exponents.astype(np.uint8)
 
@@ -94,8 +95,9 @@ def _scaled(x: Floats, size: int, largest: np.float32, shift: np.float32) -> tup
 def _cut(v: Floats, lowest: int, size: int) -> Codes:
     """Of each value the `size` bits from bit `lowest` on, and above them its sign."""
     bits = v.view(np.uint32)
-    codes = (bits >> lowest).astype(np.uint8)
-    signs = (bits >> (31 - size)).astype(np.uint8)
+    shifted = scratch("shifted", bits.shape, np.uint32)
+    codes = np.right_shift(bits, lowest, out=shifted).astype(np.uint8)
+    signs = np.right_shift(bits, 31 - size, out=shifted).astype(np.uint8)
     codes &= (1 << size) - 1
     signs &= 1 << size
     codes |= signs

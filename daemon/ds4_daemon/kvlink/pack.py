@@ -37,7 +37,6 @@ from ds4_daemon.kvlink.layout import Layout, Shape
 Bytes = NDArray[np.uint8]
 # Rows of a CSA layer in a block; with those of the HCA layer after it.
 _ROWS_AT_ONCE = 32
-_ROWS_PACKED = 128  # 230 KB of values
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -77,9 +76,9 @@ class Pieces(NamedTuple):
     def joined(self, layout: Layout) -> Record:
         """Its values one after another."""
         return Record(
-            _joined(self.rows, layout.head_dim),
-            _joined(self.keys, layout.index_dim),
-            _joined(tuple(a.ravel() for a in self.rest), 0),
+            _concatenated(self.rows, layout.head_dim),
+            _concatenated(self.keys, layout.index_dim),
+            _concatenated(tuple(a.ravel() for a in self.rest), 0),
         )
 
 
@@ -175,47 +174,42 @@ def _packed(pieces: Pieces, layout: Layout) -> tuple[Codec, bytes] | None:
     plain = layout.head_dim - layout.rotated
     if plain % FP8_BLOCK or layout.index_dim % FP4_BLOCK:
         return None
-    rotated: list[Floats] = []
-    codes, scales, key_codes, key_scales = (list[Bytes]() for _ in range(4))
+    rows = _joined(pieces.rows, "rows", layout.head_dim)
+    keys = _joined(pieces.keys, "keys", layout.index_dim)
+    # Each step over the whole record: beside a thread that decodes, every call waits for its turn.
     with np.errstate(over="ignore", invalid="ignore"):  # values off the grid: `same` finds them
-        for rows in _some_rows(pieces.rows):
-            unrotated = np.ascontiguousarray(rows[:, :plain])
-            found, back = to_fp8(unrotated), np.empty_like(unrotated)
-            from_fp8(*found, back)
-            if not same(back, unrotated):
-                return None
-            codes.append(found[0])
-            scales.append(found[1])
-            rotated.append(np.ascontiguousarray(rows[:, plain:]))
-        for keys in _some_rows(pieces.keys):
-            found, back = to_fp4(keys), np.empty_like(keys)
-            from_fp4(*found, back)
-            if not same(back, keys):
-                return None
-            key_codes.append(found[0])
-            key_scales.append(found[1])
-    narrow = all(map(_is_bf16, rotated))
-    kept = [*map(_narrow, rotated)] if narrow else rotated
+        unrotated = scratch("unrotated", (len(rows), plain), np.float32)
+        unrotated[...] = rows[:, :plain]
+        codes, scales = to_fp8(unrotated)
+        back = scratch("back", unrotated.shape, np.float32)
+        from_fp8(codes, scales, back)
+        if not same(back, unrotated):
+            return None
+        key_codes, key_scales = to_fp4(keys)
+        back = scratch("back", keys.shape, np.float32)
+        from_fp4(key_codes, key_scales, back)
+        if not same(back, keys):
+            return None
+    rotated = np.ascontiguousarray(rows[:, plain:])
+    narrow = _is_bf16(rotated)
+    kept = _narrow(rotated) if narrow else rotated
     rest = (np.ascontiguousarray(part) for part in pieces.rest)
-    parts = (*codes, *scales, *kept, *key_codes, *key_scales, *rest)
+    parts = (codes, scales, kept, key_codes, key_scales, *rest)
     return (Codec.PACKED if narrow else Codec.PACKED_F32), b"".join(part.data for part in parts)
 
 
-def _some_rows(parts: tuple[Floats, ...]) -> Iterator[Floats]:
-    """Rows of layers, joined, at least so many at a time until the last.
+def _joined(parts: tuple[Floats, ...], name: str, width: int) -> Floats:
+    """Rows of layers one after another, until the next call of this thread.
 
-    Arrays of a whole record are so large that malloc gives them back to the system: taking
-    them anew, page by page, took twice the time of packing.
+    In memory that the thread keeps: arrays of a whole record are so large that malloc gives them
+    back to the system, and taking them anew, page by page, took twice the time of packing.
     """
-    waiting: list[Floats] = []
+    out = scratch(name, (sum(map(len, parts)), width), np.float32)
+    at = 0
     for part in parts:
-        for at in range(0, len(part), _ROWS_PACKED):
-            waiting.append(part[at : at + _ROWS_PACKED])
-            if sum(map(len, waiting)) >= _ROWS_PACKED:
-                yield np.concatenate(waiting)
-                waiting = []
-    if waiting:
-        yield np.concatenate(waiting)
+        out[at : at + len(part)] = part
+        at += len(part)
+    return out
 
 
 def _as_it_is(record: Record) -> tuple[Codec, bytes]:
@@ -226,7 +220,7 @@ def _as_it_is(record: Record) -> tuple[Codec, bytes]:
     return Codec.RAW, b"".join(part.tobytes() for part in record)
 
 
-def _joined(parts: tuple[Floats, ...], width: int) -> Floats:
+def _concatenated(parts: tuple[Floats, ...], width: int) -> Floats:
     if parts:
         return np.concatenate(parts)
     return np.empty((0, width) if width else (0,), np.float32)
