@@ -88,6 +88,15 @@ def test_the_first_reason_to_stop_counts() -> None:
     assert one.stop_requested is Finish.DEADLINE
 
 
+def test_rates_read_no_growth_from_a_few_lines() -> None:
+    """Tiny prompts whose tokens took unlike times foretell no slope for one of 10,000 tokens."""
+    rates = Rates()
+    for tokens, token_s in ((4, 1.6e-3), (9, 1.5e-3), (40, 1.9e-3)):
+        rates.prefilled(0, tokens, tokens * token_s)
+    foretold_s = rates.prefill_s(0, 10_000)
+    assert foretold_s == pytest.approx(18, rel=0.1)
+
+
 def test_rates_learn_the_growth_with_position_and_batch() -> None:
     """Later chunks and larger batches are foretold from earlier ones; nothing is known at first."""
     rates = Rates()

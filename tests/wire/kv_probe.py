@@ -10,6 +10,7 @@ where. Engine, link and model are the daemon's own.
 import asyncio
 import sys
 from array import array
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ async def run(home: Path, model: Path, prompts: Any) -> dict[str, np.ndarray]:
         out[f"{name}/tokens"] = np.array(tokens)
         out[f"{name}/restored"] = np.array(sequence.cached_restored_tokens)
         out[f"{name}/miss"] = np.array(sequence.miss.value)
-        engine.prefixes.idle.clear()  # the next prompt is to come from the service
+        # The next prompt is to come from the service.
+        await engine.ask(partial(engine.prefixes.shelf.take, session))
     await engine.close(5)
     engine.prefixes.close_link(10)
     return out

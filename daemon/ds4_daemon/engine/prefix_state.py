@@ -54,7 +54,7 @@ def layout_of(config: ModelConfig) -> Layout:
 
 def bounded(state: SessionState) -> Bounded:
     """The bounded state now; `state.length` must be a multiple of 128."""
-    assert state.length % BLOCK_TOKENS == 0
+    assert state.length % BLOCK_TOKENS == 0 and not state.torn
 
     def all_of(buffer: RowBuffer) -> Floats:
         # Copied: a view would keep a buffer of many times its size.

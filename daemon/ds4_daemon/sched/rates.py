@@ -9,14 +9,19 @@ from dataclasses import dataclass, field
 
 # Each measurement weighs this much of the one after it: a hundred chunks, or steps, count.
 _MEMORY = 0.99
-# Of the squared spread of `x`: less of it tells nothing about a slope.
-_MIN_SPREAD = 1e-3
+# Positions that lie closer together tell nothing about a slope: from a few lines each, 10,000
+# tokens were foretold to take seven minutes instead of some ten seconds.
+_LEAST_SPREAD_TOKENS = 256.0
 
 
 @dataclass(slots=True)
 class Line:
-    """`y = a + b·x` with `a, b ≥ 0`, by least squares over weighted points that fade."""
+    """`y = a + b·x` with `a, b ≥ 0`, by least squares over weighted points that fade.
 
+    `b` is 0 while the points' standard deviation in `x` is not above `least_spread`.
+    """
+
+    least_spread: float = 0.0
     _n: float = 0.0
     _x: float = 0.0
     _y: float = 0.0
@@ -39,7 +44,8 @@ class Line:
         mean_x, mean_y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - mean_x * mean_x
         slope = 0.0
-        if spread > _MIN_SPREAD * max(mean_x * mean_x, 1.0):
+        # Beside the difference of two large squares: what rounding leaves of it.
+        if spread > max(self.least_spread**2, 1e-3 * max(mean_x * mean_x, 1.0)):
             slope = max(0.0, (self._xy / self._n - mean_x * mean_y) / spread)
         if slope * mean_x > mean_y:  # through the origin: nothing takes less than no time
             slope = mean_y / mean_x
@@ -50,7 +56,7 @@ class Line:
 class Rates:
     """None while nothing was measured."""
 
-    _prefill: Line = field(default_factory=Line)
+    _prefill: Line = field(default_factory=lambda: Line(_LEAST_SPREAD_TOKENS))
     _decode: Line = field(default_factory=Line)
 
     def prefilled(self, begin: int, end: int, seconds: float) -> None:
