@@ -22,8 +22,9 @@ import grpc.aio
 from ds4.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, types_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ds4_client.caller import CALL_TIMEOUT_S
 from ds4_client.channel import OPTIONS, Address, program_name
-from ds4_client.client import CALL_TIMEOUT_S, WAIT_STEP_S
+from ds4_client.client import WAIT_STEP_S
 from ds4_client.collect import Collector, Completion, bad_end
 from ds4_client.errors import CancelledError, Ds4Error, InternalError, NotRunningError
 from ds4_client.events import Event, Finished, from_event

@@ -14,12 +14,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, Unpack
+from typing import Any, Protocol, Self, Unpack
 
 import grpc
 from ds4.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, types_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ds4_client.caller import Caller
 from ds4_client.channel import OPTIONS, Address, program_name
 from ds4_client.collect import Collector, Completion, bad_end
 from ds4_client.errors import Ds4Error, InternalError, NotRunningError
@@ -28,11 +29,6 @@ from ds4_client.prompt import Prompt, to_conversation, to_prompt
 from ds4_client.rejoin import PATIENCE_S, Place
 from ds4_client.request import Options, call_timeout_s, patience_s, to_request, who
 
-_R = TypeVar("_R")
-
-# Long enough for the longest prompt to be tokenized behind a busy engine, short enough for a
-# person.
-CALL_TIMEOUT_S = 30.0
 # How often `wait` looks.
 WAIT_STEP_S = 0.1
 
@@ -123,7 +119,7 @@ class Stream:
         self.cancel()
 
 
-class Client:
+class Client(Caller):
     """A connection to the daemon of one home, made at the first call and again when it is lost."""
 
     def __init__(
@@ -210,24 +206,3 @@ class Client:
             if time.monotonic() > deadline:
                 return False
             time.sleep(WAIT_STEP_S)
-
-    def _call(self, method: Callable[..., _R], request: object) -> _R:
-        try:
-            return method(request, timeout=CALL_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise self.address.explain(error) from None
-
-    def close(self) -> None:
-        """Close the connection; running requests are cancelled."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -9,25 +9,24 @@ failure is a Ds4Error. Messages are those of the contract, proto/ds4/v1/kvstore.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Self, TypeVar
+from collections.abc import Iterator
 
 import grpc
 from ds4.v1 import kvcache_pb2_grpc
 from ds4.v1 import kvstore_pb2 as pb
 
+from ds4_client.caller import Caller
 from ds4_client.channel import OPTIONS, Address
-
-_R = TypeVar("_R")
 
 # Looking at a large cache takes a second; writing its file anew takes a minute for each 20 GB.
 CALL_TIMEOUT_S = 60.0
 LONG_CALL_TIMEOUT_S = 3600.0
 
 
-class KvCacheClient:
+class KvCacheClient(Caller):
     """A connection to the KV cache of one home."""
+
+    _timeout_s = CALL_TIMEOUT_S
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
         """`home` overrides DS4_HOME."""
@@ -106,26 +105,3 @@ class KvCacheClient:
             fingerprint=fingerprint, salt=salt, unused=unused, dry_run=dry_run
         )
         return self._call(self._stub.Purge, request, LONG_CALL_TIMEOUT_S)
-
-    def _call(
-        self, method: Callable[..., _R], request: object, timeout_s: float = CALL_TIMEOUT_S
-    ) -> _R:
-        try:
-            return method(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise self.address.explain(error) from None
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

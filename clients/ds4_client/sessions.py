@@ -10,21 +10,16 @@ contract, proto/ds4/v1/sessions.proto.
 """
 
 import os
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self, TypeVar
 
 import grpc
 from ds4.v1 import sessions_pb2 as pb
 from ds4.v1 import sessions_pb2_grpc
 
+from ds4_client.caller import Caller
 from ds4_client.channel import OPTIONS, Address
-from ds4_client.client import CALL_TIMEOUT_S
-
-_R = TypeVar("_R")
 
 
-class SessionsClient:
+class SessionsClient(Caller):
     """A connection to the daemon of one home."""
 
     def __init__(self, home: str | os.PathLike[str] | None = None) -> None:
@@ -65,24 +60,3 @@ class SessionsClient:
         """Free it; the bytes that came free."""
         request = pb.DeleteSessionRequest(session=session)
         return self._call(self._stub.DeleteSession, request).freed_bytes
-
-    def _call(self, method: Callable[..., _R], request: object) -> _R:
-        try:
-            return method(request, timeout=CALL_TIMEOUT_S)
-        except grpc.RpcError as error:
-            raise self.address.explain(error) from None
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
