@@ -10,6 +10,7 @@ import json
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -21,7 +22,7 @@ _START_S = 180.0
 _SLOTS = 16  # as many as ds4-daemon runs at once
 
 
-class Peer:
+class Peer(ABC):
     """A process that answers `POST path` with a stream of server-sent events."""
 
     name = ""
@@ -31,13 +32,13 @@ class Peer:
         self._command, self.port, self._log = command, port, log
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def body(self, ask: Ask) -> dict[str, Any]:
         """The request of this peer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, event: dict[str, Any], before: int) -> int:
         """Tokens that an event brought, after `before` others."""
-        raise NotImplementedError
 
     @property
     def pid(self) -> int:
