@@ -62,6 +62,10 @@ class Optimizer:
             for parameter in self._params.values():
                 parameter.grad = None
 
+    def gradients(self) -> list[torch.Tensor]:
+        """What `collect` has summed, by master; may be changed in place."""
+        return [master.grad for master in self.masters.values() if master.grad is not None]
+
     def step(self, rate: float) -> torch.Tensor:
         """One step at `rate` of the peak learning rates; returns the gradient's norm.
 

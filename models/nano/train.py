@@ -5,12 +5,14 @@
 
 Writes DIR/log.jsonl (a line every ten steps) and checkpoints DIR/step-N that ds4 opens as models.
 The time counts from the start of the process, compilation included; a resumed run goes on where the
-checkpoint's clock stood. `--smoke` first measures tokens a second, eager and compiled, then trains
-for five minutes with the whole schedule. `--data noise` needs no corpus.
+checkpoint's clock stood. Several GPUs train together when it is started once for each (ranks.py):
+each takes `--micro-tokens` of every step. `--smoke` first measures tokens a second, eager and
+compiled, then trains for five minutes with the whole schedule. `--data noise` needs no corpus.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from models.nano import checkpoint, feed, heldout, optim, probes, qat, schedule
 from models.nano.geometry import GEOMETRY
 from models.nano.model import Trainee
+from models.nano.ranks import Ranks
 
 BIAS_STEP = 1e-3
 REFRESH_STEPS = 8  # between projections of the experts
 _LOG_STEPS = 10
 _COUNTED_TOKENS = 131_072  # whose frequencies balance the hash layers
+_RANK_SEED = 10_000_000
 _BEGIN_AHEAD = 0.05  # of the time: workers of the next phase take seconds to start
 
 
@@ -68,12 +72,14 @@ class Trainer:
         source: feed.Source,
         device: torch.device,
         clock: Callable[[int], float],
+        ranks: Ranks | None = None,
     ) -> None:
         self.plan = plan
+        self.ranks = ranks or Ranks()
         self.config = config
         self.device = device
         self._source = source
-        self._clock = clock
+        self._clock = self.ranks.clock(clock, device)
         self.step = 0
         self.tokens = 0
         self._used_s = 0.0
@@ -98,12 +104,13 @@ class Trainer:
             state = checkpoint.read_state(init / "model.safetensors", self.config)
             self.trainee.net.load_state_dict(state)
             self.optimizer.load(state, {})
-            return
+            return  # of one file: all ranks have the same
         counts = torch.zeros(self.config.vocab_size, dtype=torch.long)
         while counts.sum() < _COUNTED_TOKENS:
             ids = reader.next().ids.flatten().cpu()
             counts += torch.bincount(ids, minlength=len(counts))
         self.trainee.balance_tables(counts.numpy(), self.plan.seed)
+        self.ranks.copy(list(self.trainee.net.state_dict().values()))  # each counted its own
 
     @property
     def used_s(self) -> float:
@@ -147,19 +154,19 @@ class Trainer:
         while self.progress < 1 and self.step != self.plan.max_steps:
             losses = self.one_step()
             now = self.used_s
-            if self.step == 1 or self.step % _LOG_STEPS == 0:
+            if self.ranks.first and (self.step == 1 or self.step % _LOG_STEPS == 0):
                 speed = (self.tokens - logged_tokens) / max(now - logged_s, 1e-9)
                 self.log(losses | {"tokens_per_s": round(speed)} | self._loads())
                 logged_s, logged_tokens = self.used_s, self.tokens
-            if self.plan.corpus and now - evaluated_s > self.plan.evaluate_s:
+            if self.ranks.first and now - evaluated_s > self.plan.evaluate_s:
                 self.evaluate()
                 evaluated_s = self.used_s
-            if now - saved_s > self.plan.checkpoint_s:
+            if self.ranks.first and now - saved_s > self.plan.checkpoint_s:
                 self.save()
                 saved_s = self.used_s
-        if self.plan.corpus:
+        if self.ranks.first:
             self.evaluate()
-        self.save()
+            self.save()
         self.close()
 
     def one_step(self) -> dict[str, Any]:
@@ -180,12 +187,16 @@ class Trainer:
             totals += torch.stack([loss.detach(), divergence.detach()]) / self.plan.accumulate
             now = self.trainee.loads()
             loads = now if loads is None else [a + b for a, b in zip(loads, now, strict=True)]
-            self.tokens += batch.ids.numel()
+            self.tokens += batch.ids.numel() * self.ranks.size
         assert loads is not None
+        self.ranks.total(loads)
+        self.ranks.mean(self.optimizer.gradients())
         rate = schedule.rate(self.progress, self.step)
         norm = self.optimizer.step(rate)
         self.trainee.balance(loads, BIAS_STEP)
         self._last_loads = loads
+        if self.step % REFRESH_STEPS == 0:  # sums on two GPUs need not agree to the last bit
+            self.ranks.copy(list(self.optimizer.masters.values()))
         self.step += 1
         phase = self.plan.stages[stage].phase
         return {
@@ -214,6 +225,7 @@ class Trainer:
                     rows = max(1, self.plan.micro_tokens // length)
                     # Where it begins decides what it holds: a resumed run reads on, not again.
                     seed = self.plan.seed * 1_000_000 + self.step * self.plan.accumulate
+                    seed += self.ranks.rank * _RANK_SEED
                     phase = self.plan.stages[number].phase
                     stream = self._source(phase, length, rows, seed)
                     self._feeds[number, length] = feed.Feed(stream, self.device)
@@ -245,8 +257,10 @@ class Trainer:
             file.write(line + "\n")
 
     def evaluate(self) -> None:
-        """Log the held-out loss of every source, and the share of right answers by kind."""
-        assert self.plan.corpus is not None
+        """Log the held-out loss of every source, and the share of right answers by kind, if there
+        is a corpus."""
+        if self.plan.corpus is None:
+            return
         with self.trainee.uncompiled():
             losses = heldout.losses(self.trainee, self.plan.corpus / "heldout.jsonl")
             right = probes.rates(self.trainee, self.plan.corpus)
@@ -287,6 +301,9 @@ def main() -> None:
     if not args.resume and checkpoint.steps(args.out):
         parser.error(f"{args.out} has checkpoints: use --resume or another folder")
     device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = True
     noise = args.data == "noise"
     source = feed.noise(GEOMETRY.vocab_size) if noise else feed.of_corpus(
@@ -302,10 +319,12 @@ def main() -> None:
 
         smoke(plan, source, device)
         return
-    trainer = Trainer(plan, GEOMETRY, source, device, wall_clock(started))
+    ranks = Ranks.join(device)
+    trainer = Trainer(plan, GEOMETRY, source, device, wall_clock(started), ranks)
     if not (args.resume and trainer.resume()):
         trainer.prepare(args.init)
     trainer.run()
+    ranks.leave()
 
 
 if __name__ == "__main__":
