@@ -64,6 +64,7 @@ def configure_log(settings: Settings) -> None:
 
 async def serve(settings: Settings, tenancy: Tenancy) -> int:
     """Serve until a signal, an Admin.Drain that stops, or the engine's death; the exit code."""
+    from ds4_runtime.host import host
     from ds4_runtime.server import Server
 
     from ds4_daemon.engine.loop import Drained, Engine
@@ -118,7 +119,9 @@ async def serve(settings: Settings, tenancy: Tenancy) -> int:
         settings.kv_canary_every,
     )
     chunk_tokens = settings.chunk_tokens or (256 if device == "cpu" else 512)
-    limits = Limits(settings.max_running, chunk_tokens)
+    # MLX is used from one thread; NumPy lets go of Python while it computes.
+    threads = 2 if device == "cpu" and host().cpu_count > 1 else 1
+    limits = Limits(settings.max_running, chunk_tokens, threads)
     others = ClientTerms(1.0, settings.client_max_running, settings.client_max_waiting)
     named = {
         client: ClientTerms(

@@ -1,6 +1,9 @@
 """A pass through the model in slices: the same bits however it is cut, and what is left of one."""
 
+import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +103,28 @@ def test_passes_between_the_slices_of_another_change_neither(network: Network) -
     assert np.array_equal(row(begun.results), last)
     assert same_states(running, alone)
     assert same_states(prompted, prompt_alone)
+
+
+def test_a_pass_on_another_thread_changes_nothing() -> None:
+    """On a CPU a prompt and the decode steps of others run at once, each to the bits as alone."""
+    config = CONFIGS["small"]
+    with tempfile.TemporaryDirectory() as folder:
+        release = write_release(Path(folder), config, random_tensors(config, SEEDS["small"]))
+        network = load_network(release, device="cpu")
+        ids, prompt = random_ids(config, 60, 2), random_ids(config, 300, 3)
+
+        def decode(state: SessionState) -> list[np.ndarray]:
+            segments = [Segment(state, ids[at : at + 1], Want.LAST) for at in range(50, 60)]
+            return [row(network.forward([segment])) for segment in segments]
+
+        def prefill() -> np.ndarray:
+            return row(network.forward([Segment(network.new_state(), prompt, Want.LAST)]))
+
+        with ThreadPoolExecutor(1) as other:  # the first time, weights are unpacked by both
+            last = other.submit(lambda: [prefill() for _ in range(3)])
+            got = [decode(prefilled(network, ids[:50])) for _ in range(3)]
+        assert all(np.array_equal(a, prefill()) for a in last.result())
+        assert all(np.array_equal(a, decode(prefilled(network, ids[:50]))) for a in got)
 
 
 @pytest.mark.parametrize("units", [1, 6, 12])

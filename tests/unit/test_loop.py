@@ -122,8 +122,8 @@ def alone(prompt: list[int], tokens: int = 8, **more: Any) -> list[int]:
     return result
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_company_changes_nothing(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "threads"), [(0.0, 1), (1.0, 1), (1.0, 2)])
+def test_company_changes_nothing(temperature: float, threads: int) -> None:
     """Eight sequences at once give each the tokens that it gets alone, greedy and seeded."""
     prompts = [[i + 1] * (i * 3 + 1) for i in range(8)]
     samplings = [Sampling(temperature, seed=i) for i in range(8)]
@@ -139,7 +139,7 @@ def test_company_changes_nothing(temperature: float) -> None:
         assert {ended.finish for _, ended in results} == {Finish.LENGTH}
         assert max(map(len, network.batches)) == 8, "decoding is batched"
 
-    with_engine(body)
+    with_engine(body, limits=LIMITS._replace(threads=threads))
 
 
 def test_stop_id_ends_with_stop() -> None:
@@ -372,7 +372,8 @@ def test_random_numbers_belong_to_absolute_positions() -> None:
     assert alone([7, 8, 9, *whole[:3]], 5, sampling=sampling) == whole[3:]
 
 
-def test_a_prompt_that_fails_ends_no_running_answer() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prompt_that_fails_ends_no_running_answer(threads: int) -> None:
     """The model raises on one request's prompt; the answer beside it goes on to its end."""
     expected = alone([1, 2, 3], 40)
 
@@ -386,4 +387,4 @@ def test_a_prompt_that_fails_ends_no_running_answer() -> None:
         assert ended.finish is Finish.LENGTH
         assert ids == expected[-len(ids) :]
 
-    with_engine(body, step_s=0.002)
+    with_engine(body, limits=LIMITS._replace(threads=threads), step_s=0.002)

@@ -1,5 +1,6 @@
 """The policy as properties: nobody starves, budgets hold, nothing rests while there is work."""
 
+import math
 from array import array
 from collections import Counter, defaultdict
 from typing import Any
@@ -12,6 +13,7 @@ from ds4_daemon.sched.policy import (
     QUANTUM_WORK,
     SLICE_SHARE,
     Limits,
+    StepPlan,
     admit,
     chunk_length,
     is_aged,
@@ -75,7 +77,11 @@ class Simulation:
         assert len(step.decode) == min(len(decoding), self.limits.max_running)
         assert len(set(step.decode)) == len(step.decode)
         prefilling = [s for s in self.running if s.state is State.PREFILL]
-        assert (step.prefill is not None) == bool(prefilling), "work conserving"
+        slices = [part for part in (step.prefill, step.beside) if part is not None]
+        enough = 1 if step.decode else self.limits.threads
+        assert len(slices) >= min(len(prefilling), enough), "work conserving"
+        assert len({part.sequence for part in slices}) == len(slices) <= self.limits.threads
+        self._check_budgets(step, [s for s in prefilling if is_short(s)])
         self.steps += 1
         self.now_s += STEP_S
         for s in step.decode:
@@ -83,9 +89,7 @@ class Simulation:
             self.ledger.serve(s.client.name, DECODED_TOKEN_WORK)
             s.computed_tokens += 1
             self._chose(s)
-        if step.prefill is not None:
-            s, tokens, last, budget_s = step.prefill
-            assert budget_s == (SLICE_SHARE * STEP_S / 2 if step.decode else MAX_SLICE_S)
+        for s, tokens, last, _ in slices:
             assert last == (s.computed_tokens + tokens == s.prompt_tokens)
             self.ledger.turn(short=is_short(s), aged=is_aged(s, self.now_s - STEP_S))
             self._served(s)
@@ -98,6 +102,22 @@ class Simulation:
                     s.state = State.DECODE
                     self._chose(s)
         self.running = [s for s in self.running if s.state is not State.DONE]
+
+    def _check_budgets(self, step: StepPlan, short: list[Sequence]) -> None:
+        if step.beside is not None:
+            assert step.beside.budget_s == math.inf, "it ends with what it is beside"
+        if step.prefill is None:
+            return
+        budget_s = step.prefill.budget_s
+        if not step.decode:
+            assert budget_s == MAX_SLICE_S
+        elif self.limits.threads == 1:
+            assert budget_s >= SLICE_SHARE * STEP_S / 2
+            assert budget_s <= max(SLICE_SHARE, len(short) / len(step.decode)) * STEP_S / 2
+        else:
+            assert step.beside is not None
+            assert step.prefill.sequence in short
+            assert budget_s <= len(short) / len(step.decode) * STEP_S / 2
 
     def _admit(self) -> None:
         headroom = None
@@ -144,11 +164,16 @@ def request(client: str, prompt: int, answer: int = 5, **more: Any) -> Sequence:
     )
 
 
+threads = st.integers(1, 2)
+
+
 @few
-@given(traffic, st.integers(1, 4))
-def test_all_traffic_ends_within_its_budgets(requests: list[Sequence], slots: int) -> None:
-    """Every request ends; each step decodes as many as may be and goes on with one prompt."""
-    simulation = Simulation(Limits(slots, 512))
+@given(traffic, st.integers(1, 4), threads)
+def test_all_traffic_ends_within_its_budgets(
+    requests: list[Sequence], slots: int, threads: int
+) -> None:
+    """Every request ends; each step decodes as many as may be and goes on with a prompt, or two."""
+    simulation = Simulation(Limits(slots, 512, threads))
     simulation.run(requests)
     assert all(s.generated_tokens == s.max_tokens for s in requests)
 
@@ -165,10 +190,10 @@ def test_memory_and_client_limits_hold(
 
 
 @few
-@given(traffic)
-def test_chunks_do_not_depend_on_company(requests: list[Sequence]) -> None:
+@given(traffic, threads)
+def test_chunks_do_not_depend_on_company(requests: list[Sequence], threads: int) -> None:
     """A prompt is cut at the same positions whatever runs beside it."""
-    simulation = Simulation(Limits(3, 512))
+    simulation = Simulation(Limits(3, 512, threads))
     simulation.run(requests)
     for s in requests:
         alone, at = [], 0
@@ -179,10 +204,12 @@ def test_chunks_do_not_depend_on_company(requests: list[Sequence]) -> None:
 
 
 @few
-@given(st.sampled_from([Priority.NORMAL, Priority.BACKGROUND]), st.integers(1, 3000))
-def test_a_flood_of_urgent_requests_starves_nobody(priority: Priority, prompt: int) -> None:
+@given(st.sampled_from([Priority.NORMAL, Priority.BACKGROUND]), st.integers(1, 3000), threads)
+def test_a_flood_of_urgent_requests_starves_nobody(
+    priority: Priority, prompt: int, threads: int
+) -> None:
     """Beside interactive requests without end, less urgent ones have turns at a known distance."""
-    simulation = Simulation(Limits(2, 512))
+    simulation = Simulation(Limits(2, 512, threads))
     victim = request("victim", prompt, 3, priority=priority)
     simulation.step([victim])
     while victim.state is not State.DONE:
@@ -200,11 +227,11 @@ def test_a_flood_of_urgent_requests_starves_nobody(priority: Priority, prompt: i
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.floats(0.25, 4.0))
-def test_work_is_shared_by_weight(weight: float) -> None:
+@given(st.floats(0.25, 4.0), threads)
+def test_work_is_shared_by_weight(weight: float, threads: int) -> None:
     """Two clients that always want more get work as their weights are, within a quantum or two."""
     ledger = Ledger({"b": ClientTerms(weight)})
-    simulation = Simulation(Limits(2, 512), ledger)
+    simulation = Simulation(Limits(2, 512, threads), ledger)
     work: Counter[str] = Counter()
     for _ in range(1500):
         for name in "ab":
@@ -236,6 +263,49 @@ def test_short_prompts_without_end_leave_a_long_one_its_turns() -> None:
     while long.state is not State.DONE:
         simulation.step([request("short", 20, 1, arrived_s=simulation.now_s)])
     assert simulation.steps <= 2.5 * UNITS * 16  # those that wait for two seconds go first, too
+
+
+def running(state: State, prompt: int, count: int = 1, **more: Any) -> list[Sequence]:
+    made = [request("a", prompt, **more) for _ in range(count)]
+    for s in made:
+        s.state = state
+    return made
+
+
+def test_short_prompts_that_wait_count_like_streams() -> None:
+    """Eight that come at once soon decode together: few streams leave most of the time to them."""
+    streams, short = running(State.DECODE, 10, 2), running(State.PREFILL, 100, 6)
+    one = plan([*streams, *short], Limits(8, 512), Ledger(), 0.0, 0.01)
+    assert one.prefill is not None
+    assert one.prefill.budget_s == 0.01 * 6 / 2
+    two = plan([*streams, *short], Limits(8, 512, 2), Ledger(), 0.0, 0.01)
+    assert two.prefill is not None
+    assert two.beside is not None
+    assert two.prefill.budget_s == 0.01 * 5 / 2, "one of them is computed beside"
+
+
+def test_prompts_take_no_time_from_streams_that_are_more_urgent_or_while_long() -> None:
+    """Neither background lines nor documents pause a stream where there is a second thread."""
+    stream = running(State.DECODE, 10)
+    for others in (
+        running(State.PREFILL, 100, 4, priority=Priority.BACKGROUND),
+        running(State.PREFILL, 4000, 4),
+    ):
+        step = plan([*stream, *others], Limits(8, 512, 2), Ledger(), 0.0, 0.01)
+        assert step.prefill is None
+        assert step.beside is not None
+
+
+def test_two_threads_take_a_prompt_of_each_lane() -> None:
+    """With nobody decoding, a long prompt and a short one go on at once, whoever is more."""
+    long, short = running(State.PREFILL, 4000, 3), running(State.PREFILL, 100, 3)
+    for last_was_short in (False, True):
+        ledger = Ledger(short_turn=last_was_short)
+        step = plan([*long, *short], Limits(8, 512, 2), ledger, 0.0)
+        assert step.prefill is not None
+        assert step.beside is not None
+        lanes = [is_short(part.sequence) for part in (step.prefill, step.beside)]
+        assert lanes == [not last_was_short, last_was_short]
 
 
 def test_many_that_waited_long_leave_urgent_ones_most_turns() -> None:
@@ -306,7 +376,7 @@ def test_planning_changes_nothing() -> None:
     assert plan(sequences, Limits(8, 10), ledger, 1.0) == plan(
         sequences, Limits(8, 10), ledger, 1.0
     )
-    assert plan([], Limits(8, 10), ledger, 1.0) == ((), None)
+    assert plan([], Limits(8, 10), ledger, 1.0) == StepPlan()
 
 
 def test_nobody_saves_up_while_idle() -> None:

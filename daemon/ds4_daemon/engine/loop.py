@@ -308,6 +308,7 @@ class Engine:
                 self.pulse,
                 lambda events: self._post(self._deliver, events) if events else None,
                 lambda error: self._post(self._trip, error),
+                self._wake.is_set,
             )
             self._running = runner.running
             self.prefixes = prefixes
@@ -329,6 +330,8 @@ class Engine:
             _log.exception("engine died")
             failure = EngineError("ENGINE_DIED", f"the engine's thread died: {error!r}")
             self._post(self._fail, failure)
+        finally:
+            stepper.shut()
 
     def _post(self, call: Callable[[Any], object], value: object) -> None:
         # The loop is closed only once nobody waits for events any more.

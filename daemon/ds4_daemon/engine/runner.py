@@ -18,7 +18,7 @@ from ds4_daemon.engine.totals import Totals
 from ds4_daemon.engine.watchdog import Pulse
 from ds4_daemon.errors import DaemonError, EngineError, UnavailableError
 from ds4_daemon.sched.ledger import DECODED_TOKEN_WORK
-from ds4_daemon.sched.policy import Limits, Slice, is_aged, is_short, plan
+from ds4_daemon.sched.policy import Limits, Slice, StepPlan, is_aged, is_short, plan
 from ds4_daemon.sched.sequence import Finish, Sequence, State
 
 # A model that fails on one request may be right to; one that fails on three is broken.
@@ -28,7 +28,10 @@ _log = structlog.get_logger()
 
 
 class Runner:
-    """`emit` tells of sequences, `trip` that nothing can be run any more; neither waits."""
+    """`emit` tells of sequences, `trip` that nothing can be run any more; neither waits.
+
+    `interrupted`: whether something came that is to be looked at before more of a prompt is run.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Runner:
         pulse: Pulse,
         emit: Callable[[list[tuple[Sequence, Event]]], None],
         trip: Callable[[DaemonError], None],
+        interrupted: Callable[[], bool],
     ) -> None:
         self.running: list[Sequence] = []
         self._stepper = stepper
@@ -48,6 +52,7 @@ class Runner:
         self._pulse = pulse
         self._emit = emit
         self._trip = trip
+        self._interrupted = interrupted
         self._tripped: DaemonError | None = None
         self._prefill_work_s = 0.0  # of chunks that are not done
 
@@ -60,18 +65,33 @@ class Runner:
         decoding = sum(s.state is State.DECODE for s in self.running)
         decode_s = self._stepper.rates.decode_s(min(decoding, self._limits.max_running))
         step = plan(self.running, self._limits, self._admission.ledger, time.monotonic(), decode_s)
-        if step.decode:  # told before the slice is run
-            self._pulse.begin(decode_s)
-            self._emit(self._conclude(self._decode(step.decode)))
-        if step.prefill is not None:
-            self._pulse.begin(step.prefill.budget_s)
-            self._emit(self._conclude([self._prefill(step.prefill)]))
-        worked = bool(step.decode) or step.prefill is not None
+        self._run(step, decode_s)
+        worked = step != StepPlan()
         self._totals.steps += worked
         idle_work = not worked and self._stepper.prefixes.idle_step()
         if worked:
             self._pulse.progress_s = time.monotonic()
         return worked or idle_work
+
+    def _run(self, step: StepPlan, decode_s: float | None) -> None:
+        outcomes: list[Outcome] = []
+        for part in (step.prefill, step.beside):
+            if part is not None:
+                self._count_turn(part)
+        if step.beside is not None:
+            self._stepper.start(step.beside)
+        if step.decode:
+            self._pulse.begin(decode_s)
+            outcomes = self._decode(step.decode)
+            if step.prefill is not None:  # told before the slice is run
+                self._emit(self._conclude(outcomes))
+                outcomes = []
+        if step.prefill is not None:
+            self._pulse.begin(step.prefill.budget_s)
+            outcomes.append(self._prefill(step.prefill))
+        if step.beside is not None:
+            outcomes.append(self._join(step.beside))
+        self._emit(self._conclude(outcomes))
 
     def _schedule(self) -> list[tuple[Sequence, Event]]:
         """End what need not go on, and start what there is room for."""
@@ -111,11 +131,26 @@ class Runner:
         return outcomes
 
     def _prefill(self, part: Slice) -> Outcome:
-        sequence, totals, before = part.sequence, self._totals, part.sequence.computed_tokens
-        began_s = time.monotonic()
-        self._admission.ledger.turn(short=is_short(sequence), aged=is_aged(sequence, began_s))
-        outcome = self._stepper.prefill(part)
-        took_s = self._count_work(began_s, [sequence])
+        began_s, before = time.monotonic(), part.sequence.computed_tokens
+        outcome = self._stepper.prefill(part, self._interrupted)
+        took_s = self._count_work(began_s, [part.sequence])
+        self._count_prefilled(outcome, before, took_s)
+        return outcome
+
+    def _join(self, part: Slice) -> Outcome:
+        began_s, before = time.monotonic(), part.sequence.computed_tokens
+        outcome, took_s = self._stepper.join()
+        self._count_work(began_s, [part.sequence])
+        self._count_prefilled(outcome, before, took_s)
+        return outcome
+
+    def _count_turn(self, part: Slice) -> None:
+        aged = is_aged(part.sequence, time.monotonic())
+        self._admission.ledger.turn(short=is_short(part.sequence), aged=aged)
+
+    def _count_prefilled(self, outcome: Outcome, before: int, took_s: float) -> None:
+        """`before`: how far the sequence was."""
+        sequence, totals = outcome.sequence, self._totals
         self._prefill_work_s += took_s
         tokens = sequence.computed_tokens - before
         if tokens > 0:
@@ -125,7 +160,6 @@ class Runner:
             self._admission.ledger.serve(sequence.client.name, tokens)
         if tokens > 0 or outcome.error is not None:  # a slice proves nothing until its chunk ends
             self._count_failures([outcome])
-        return outcome
 
     def _count_work(self, began_s: float, sequences: Items[Sequence]) -> float:
         totals = self._totals

@@ -2,18 +2,19 @@
 
 The session (the model's live state) of every running sequence is `prefix`'s, which is told of each
 chunk and token. Holds the passes of chunks that are under way: any number of them may be, and each
-goes on where it was. Knows neither clients nor queues nor why the plan is what it is. Used by
-`engine.loop` alone, on the engine's thread.
+goes on where it was, one of them on a second thread where the plan says so. Knows neither clients
+nor queues nor why the plan is what it is. Used by `engine.loop` alone, on the engine's thread.
 """
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ds4_daemon.engine.chunk import Chunk, Pass, SecondThread, Turn
 from ds4_daemon.engine.prefix import Prefixes
 from ds4_daemon.engine.sampler import Choice, choose
 from ds4_daemon.errors import DaemonError, EngineError, OverloadedError
@@ -23,18 +24,6 @@ from ds4_daemon.sched.policy import Slice
 from ds4_daemon.sched.rates import Rates
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Finish, Sequence, State
-
-
-class Pass(Protocol):
-    """What the engine needs of `model.network.Pass`."""
-
-    units: int
-    done_units: int
-    results: list[NDArray[np.float32] | None]
-
-    def advance(self, units: int) -> bool: ...
-
-    def wait(self) -> None: ...
 
 
 class Model(Protocol):
@@ -60,14 +49,6 @@ class Outcome(NamedTuple):
     error: DaemonError | None = None
 
 
-@dataclass(slots=True)
-class _Chunk:
-    """A pass that is under way, and the seconds that each of its units took."""
-
-    run: Pass
-    units_s: list[float] = field(default_factory=list)
-
-
 class Stepper:
     """The model and the sessions on it."""
 
@@ -75,8 +56,10 @@ class Stepper:
         self._model = model
         self.prefixes = prefixes
         self.rates = rates
-        self._chunks: dict[Sequence, _Chunk] = {}
+        self._chunks: dict[Sequence, Chunk] = {}
         self._units_s: list[float] = []  # of the last chunk that was done
+        self._second = SecondThread()
+        self._beside: Turn | None = None  # what runs on it
 
     def warm_up(self, token_id: int) -> None:
         """Decode one token, so that what compiles does it now and a broken model fails now."""
@@ -110,44 +93,64 @@ class Stepper:
         self.rates.decoded(len(sequences), time.monotonic() - began_s)
         return [self._took(s, 1, row, last=True) for s, row in zip(sequences, rows, strict=True)]
 
-    def prefill(self, part: Slice) -> Outcome:
-        """Go on with a chunk, or begin it, unit by unit until the slice's time is over."""
-        sequence, began_s = part.sequence, time.monotonic()
+    def prefill(self, part: Slice, interrupted: Callable[[], bool]) -> Outcome:
+        """Go on with a chunk, or begin it, unit by unit until the slice's time is over.
+
+        Or until something else is to do, which may be that a slice that was begun beside is over.
+        """
+        turn, beside = self._turn(part), self._beside
+        turn.run(self._units_s, lambda: interrupted() or (beside is not None and beside.ended))
+        return self._conclude(turn)
+
+    def start(self, part: Slice) -> None:
+        """Go on with a chunk on the second thread; until `join` no session is to be touched, but
+        for those of `decode` and `prefill`, which it does not share with them."""
+        turn = self._beside = self._turn(part)
+        self._second.start(lambda: turn.run(self._units_s))
+
+    def join(self) -> tuple[Outcome, float]:
+        """What came of it once its present unit is done, and the seconds that it took."""
+        assert self._beside is not None
+        turn, self._beside = self._beside, None
+        turn.stop = True
+        self._second.join()
+        return self._conclude(turn), turn.took_s
+
+    def shut(self) -> None:
+        """Nothing will be run any more."""
+        if self._beside is not None:  # where the engine died beside it
+            self._beside.stop = True
+        self._second.close()
+
+    def _turn(self, part: Slice) -> Turn:
+        """The slice, of a pass that is under way or begins with it."""
+        sequence = part.sequence
+        chunk = self._chunks.get(sequence)
         try:
-            chunk = self._chunks.get(sequence)
             if chunk is None:
                 self.prefixes.begins(sequence)
                 run = self._model.begin([self._segment(sequence, part.tokens, last=part.last)])
-                chunk = self._chunks[sequence] = _Chunk(run)
-            done = self._advance(chunk)
-            # A unit that would end too late waits for the next step, where it may be the only one.
-            while not done and time.monotonic() - began_s + self._next_s(chunk) <= part.budget_s:
-                done = self._advance(chunk)
+                chunk = self._chunks[sequence] = Chunk(run)
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends this sequence only)
+            return Turn(part, error=error)
+        return Turn(part, chunk)
+
+    def _conclude(self, turn: Turn) -> Outcome:
+        """What a slice came to."""
+        part, chunk = turn.part, turn.chunk
+        sequence = part.sequence
+        if turn.error is not None or chunk is None:
             self._chunks.pop(sequence, None)
-            return self._failed(sequence, _failure(error))
+            return self._failed(sequence, _failure(turn.error or RuntimeError("no pass")))
         sequence.chunk_tokens = part.tokens
         sequence.chunk_share = chunk.run.done_units / chunk.run.units
-        if not done:
+        if not chunk.done:
             return Outcome(sequence)
         del self._chunks[sequence]
         begin = sequence.computed_tokens
         self.rates.prefilled(begin, begin + part.tokens, sum(chunk.units_s))
         self._units_s = chunk.units_s
         return self._took(sequence, part.tokens, chunk.run.results[0], last=part.last)
-
-    def _advance(self, chunk: _Chunk) -> bool:
-        """One unit; True when it was the last."""
-        began_s = time.monotonic()
-        done = chunk.run.advance(1)
-        chunk.run.wait()  # else the time of a slice would be paid by the next decode step
-        chunk.units_s.append(time.monotonic() - began_s)
-        return done
-
-    def _next_s(self, chunk: _Chunk) -> float:
-        """How long the next unit will take: as long as the one in this place of the last chunk."""
-        known = self._units_s or chunk.units_s
-        return known[chunk.run.done_units * len(known) // chunk.run.units]
 
     def _segment(self, sequence: Sequence, tokens: int, *, last: bool) -> Segment:
         begin = sequence.computed_tokens

@@ -5,6 +5,7 @@ while all that is held fits a budget; past it, matrices are dequantized for each
 forgotten, which is slow and never wrong.  Nothing is read when a model is loaded.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -35,21 +36,22 @@ class Held:
         self._files = files
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
+        self._lock = threading.Lock()
 
     def matrix(self, tensors: Sequence[Tensor], arrange: Arrange) -> Get:
         """A callable that gives `arrange(tensors)`, computed once if there is room to keep it."""
-        kept: Array | None = None
+        kept: list[Array] = []  # one, or none
 
         def get() -> Array:
-            nonlocal kept
-            if kept is not None:
-                return kept
+            if kept:
+                return kept[0]
             built = arrange(tensors)
-            if self.used_bytes + built.nbytes <= self.budget_bytes:
-                self.used_bytes += built.nbytes
-                kept = built
-                for tensor in tensors:  # not read again: their pages need not stay
-                    self._files.release(tensor.name)
+            with self._lock:  # two threads may have built it
+                if not kept and self.used_bytes + built.nbytes <= self.budget_bytes:
+                    self.used_bytes += built.nbytes
+                    kept.append(built)
+                    for tensor in tensors:  # not read again: their pages need not stay
+                        self._files.release(tensor.name)
             return built
 
         return get

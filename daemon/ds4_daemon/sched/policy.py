@@ -11,6 +11,7 @@ class (PATIENCE_S, or WAITING_PATIENCE_S before it runs) has its next turn as on
 above. So a background request has a turn of the most urgent class at least every 12 seconds.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
@@ -37,6 +38,8 @@ SHORT_TOKENS = 512
 SLICE_SHARE = 0.9
 # With nobody decoding a slice only has to end soon enough for a cancel and for progress.
 MAX_SLICE_S = 0.25
+# On a second thread it ends with what runs on the first.
+_NO_BUDGET_S = math.inf
 # A request that does not fit in memory is passed by smaller ones for so long, and then by none.
 PASSED_S = 5.0
 
@@ -46,6 +49,7 @@ class Limits(NamedTuple):
 
     max_running: int  # sequences that a step decodes
     chunk_tokens: int  # most prompt tokens computed at once; chunks end at its multiples
+    threads: int = 1  # that compute at once: 1, or 2 where a prompt may go on beside a decode step
 
 
 class Slice(NamedTuple):
@@ -61,10 +65,12 @@ class Slice(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """What one step runs. Both empty: there is nothing to do."""
+    """What one step runs: a token of each, then a slice; and beside both, on a second thread, one
+    of another sequence. All empty: there is nothing to do."""
 
     decode: tuple[Sequence, ...] = ()
     prefill: Slice | None = None
+    beside: Slice | None = None
 
 
 def admit(
@@ -130,10 +136,31 @@ def plan(
         del decoding[limits.max_running :]
     if not prefilling:
         return StepPlan(tuple(decoding))
-    turn = _prefill_turn(prefilling, ledger, now_s)
+    turn = _prefill_turn(prefilling, ledger, now_s, short_turn=ledger.short_turn)
+    others = [s for s in prefilling if s is not turn]
+    if not decoding:
+        first, beside = _slice(turn, limits, MAX_SLICE_S), None
+        if others and limits.threads > 1:
+            second = _prefill_turn(others, ledger, now_s, short_turn=is_short(turn))
+            beside = _slice(second, limits, _NO_BUDGET_S)
+        return StepPlan((), first, beside)
+    step_s = decode_step_s or 0.0
+    least = min(urgency(s, now_s) for s in decoding)
+    short = [s for s in others if is_short(s) and urgency(s, now_s) <= least]
+    if limits.threads == 1:
+        share = max(SLICE_SHARE, (len(short) + is_short(turn)) / len(decoding))
+        return StepPlan(tuple(decoding), _slice(turn, limits, share * step_s))
+    beside = _slice(turn, limits, _NO_BUDGET_S)
+    if not short:
+        return StepPlan(tuple(decoding), None, beside)
+    second = _prefill_turn(short, ledger, now_s, short_turn=is_short(turn))
+    first = _slice(second, limits, len(short) / len(decoding) * step_s)
+    return StepPlan(tuple(decoding), first, beside)
+
+
+def _slice(turn: Sequence, limits: Limits, budget_s: float) -> Slice:
     tokens = chunk_length(turn.computed_tokens, turn.prompt_tokens, limits.chunk_tokens, turn.cuts)
-    budget_s = SLICE_SHARE * (decode_step_s or 0.0) if decoding else MAX_SLICE_S
-    return StepPlan(tuple(decoding), Slice(turn, tokens, tokens == turn.pending_tokens, budget_s))
+    return Slice(turn, tokens, tokens == turn.pending_tokens, budget_s)
 
 
 def order(sequences: Iterable[Sequence], ledger: Ledger, now_s: float) -> list[Sequence]:
@@ -153,8 +180,13 @@ def chunk_length(computed: int, prompt: int, chunk: int, cuts: Items[int] = ()) 
     return min([stop, *(cut for cut in cuts if cut > computed)]) - computed
 
 
-def _prefill_turn(prefilling: list[Sequence], ledger: Ledger, now_s: float) -> Sequence:
-    """Whose chunk goes on. Nothing else than more urgent work keeps a lane from its turn."""
+def _prefill_turn(
+    prefilling: list[Sequence], ledger: Ledger, now_s: float, *, short_turn: bool
+) -> Sequence:
+    """Whose chunk goes on. Nothing else than more urgent work keeps a lane from its turn.
+
+    `short_turn`: the turn before was one of the lane for short prompts.
+    """
     ordered = order(prefilling, ledger, now_s)
     urgent = [s for s in ordered if urgency(s, now_s) == urgency(ordered[0], now_s)]
     if ledger.turns_since_aged < OWN_TURNS:
@@ -163,7 +195,7 @@ def _prefill_turn(prefilling: list[Sequence], ledger: Ledger, now_s: float) -> S
     long = next((s for s in urgent if not is_short(s)), None)
     if short is None or long is None:
         return urgent[0]
-    return long if ledger.short_turn else short
+    return long if short_turn else short
 
 
 def is_aged(sequence: Sequence, now_s: float) -> bool:
