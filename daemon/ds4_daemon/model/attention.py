@@ -62,10 +62,12 @@ class Attention:
         self._pool_rows = weights.linear(*names)
 
     def units(self, positions: Sequence[int], n: int) -> int:
-        """Slices that `run` has for `n` tokens of each sequence: projections, blocks of queries."""
+        """Slices that `run` has for `n` tokens of each sequence: projections, pooling, blocks of
+        queries."""
         if n == 1:
             return len(positions)
-        return 1 + sum(-(-n // self._block_tokens(position, n)) for position in positions)
+        blocks = sum(-(-n // self._block_tokens(position, n)) for position in positions)
+        return 1 + blocks + self._pools_apart(n) * (1 + len(positions))
 
     def run(
         self, h: Array, states: Sequence[LayerState], positions: Sequence[int], cos_sin: Array
@@ -82,9 +84,12 @@ class Attention:
         q = ops.rope(ops.rms_norm(q, None, c.rms_norm_eps), cos_sin[:, :, None])
         kv = ops.rms_norm(down[..., c.q_lora_rank :], self._kv_norm, c.rms_norm_eps)
         kv = self._stored(ops.rope(kv, cos_sin))
+        apart = self._pools_apart(n)
+        if apart:
+            yield q
         pooled = self._pool_rows(ops.f32(h)) if self.ratio else None
         if n > 1:
-            yield q
+            yield q if pooled is None else pooled
 
         out: list[Array] = []
         for b, (state, position) in enumerate(zip(states, positions, strict=True)):
@@ -92,6 +97,8 @@ class Attention:
                 yield out[-1]
             if pooled is not None:
                 self._extend(state, pooled[b], position)
+                if apart:
+                    yield pooled
             window = state.window.append(kv[b])
             blocks: list[Array] = []
             for span, parts in self._blocks(state, window, position, n, qr[b], h[b], cos_sin[b]):
@@ -103,6 +110,13 @@ class Attention:
         o = ops.rope(ops.xp.stack(out), cos_sin[:, :, None], inverse=True)
         z = self._wo_a(o.reshape(batch, n, c.o_groups, -1))
         return self._wo_b(z.reshape(batch, n, -1))
+
+    def _pools_apart(self, n: int) -> bool:
+        """Whether pooling takes so long that its projection and its rest are slices alone."""
+        c = self._config
+        columns = 4 * (c.head_dim + c.index_head_dim) if self._indexer else 2 * c.head_dim
+        macs = n * c.hidden_size * columns if self.ratio else 0
+        return n > 1 and macs > self._ops.slice_macs / 4
 
     def _extend(self, state: LayerState, rows: Array, position: int) -> None:
         """Pool the projected rows of this layer's compressor and its indexer's."""

@@ -5,6 +5,7 @@ while all that is held fits a budget; past it, matrices are dequantized for each
 forgotten, which is slow and never wrong.  Nothing is read when a model is loaded.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -135,7 +136,9 @@ class NumpyExperts:
     def parts(self, n: int) -> int:
         if n == 1:
             return 1
-        return max(1, min(len(self._down), round(n * self._token_macs / self._ops.slice_macs)))
+        # Half a slice each, for they are what can be cut most finely.
+        parts = math.ceil(2 * n * self._token_macs / self._ops.slice_macs)
+        return min(len(self._down), parts)
 
     def __call__(self, x: Array, ids: Array, weights: Array, part: int, y: Array) -> Array:
         if x.shape[1] == 1:
