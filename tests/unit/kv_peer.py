@@ -202,6 +202,13 @@ def record_of(seed: int, checkpoint: bool) -> Record:
 
 def save(link: Link, token_ids: tuple[int, ...], checkpoints: list[int], salt: str = "") -> Chain:
     """Every block, and checkpoints after so many blocks; all of them sent when this returns."""
+    chain = queue(link, token_ids, checkpoints, salt)
+    assert link.sender.flush(20)
+    return chain
+
+
+def queue(link: Link, token_ids: tuple[int, ...], checkpoints: list[int], salt: str = "") -> Chain:
+    """The same, to be sent at the link's own pace."""
     chain = Chain(salt)
     root = root_key(link.digest, salt)
     keys = block_keys(root, token_ids)
@@ -222,7 +229,6 @@ def save(link: Link, token_ids: tuple[int, ...], checkpoints: list[int], salt: s
                     CheckpointKind.LATTICE if is_checkpoint else None,
                 )
             )
-    assert link.sender.flush(20)
     return chain
 
 

@@ -73,6 +73,20 @@ def test_rounded_rows_are_packed_and_come_back(seed: int) -> None:
         assert equal(back(codec, shorter, narrow), narrow)
 
 
+@pytest.mark.parametrize("at_once", [1, 20, 100])
+def test_a_record_packed_in_parts_is_the_same(at_once: int) -> None:
+    """However few layers are packed together, the bytes are those of all at once."""
+    for record in rounded(7):
+        layers = Pieces(*(tuple(np.array_split(part, 9)) for part in record))
+        told: list[int] = []
+        assert pack(layers, LAYOUT, at_once, told.append) == pack(record.pieces, LAYOUT)
+        assert len(told) > 1
+        layers.rows[-1][-1, 0] = 0.3  # off the grid, in the last part only
+        codec, data = pack(layers, LAYOUT, at_once)
+        assert codec is Codec.RAW
+        assert equal(back(codec, data, record), layers.joined(LAYOUT))
+
+
 def test_a_packed_block_has_the_documented_size() -> None:
     """583 bytes a row and 68 a key with bf16 rotations, 711 a row with float32 ones."""
     v4 = Layout((0, 0, *(4, 128) * 20, 4), 512, 64, 128, 127)

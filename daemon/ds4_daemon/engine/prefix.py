@@ -64,6 +64,8 @@ class Prefixes:
         self._wake = wake
         self._open: dict[Sequence, Session] = {}
         self._pending: dict[Sequence, Pending] = {}
+        if self.link is not None:  # whose saves are to hold up no step of these
+            self.link.sender.beside = lambda: bool(self._open)
 
     @property
     def idle(self) -> list[Session]:

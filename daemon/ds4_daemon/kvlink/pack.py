@@ -14,7 +14,7 @@ layer beyond the counts of a `Shape`.
 
 import enum
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from ds4_daemon.errors import DaemonError
 from ds4_daemon.kvlink.grid import (
     FP4_BLOCK,
     FP8_BLOCK,
+    Codes,
     Floats,
     from_fp4,
     from_fp8,
@@ -37,6 +38,7 @@ from ds4_daemon.kvlink.layout import Layout, Shape
 Bytes = NDArray[np.uint8]
 # Rows of a CSA layer in a block; with those of the HCA layer after it.
 _ROWS_AT_ONCE = 32
+_ALL_ROWS = 1 << 62
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -82,9 +84,17 @@ class Pieces(NamedTuple):
         )
 
 
-def pack(pieces: Pieces, layout: Layout) -> tuple[Codec, bytes]:
-    """The smallest of the codecs that give this record back."""
-    return _packed(pieces, layout) or _as_it_is(pieces.joined(layout))
+def pack(
+    pieces: Pieces,
+    layout: Layout,
+    at_once: int = _ALL_ROWS,
+    did: Callable[[int], None] = lambda _: None,
+) -> tuple[Codec, bytes]:
+    """The smallest of the codecs that give this record back.
+
+    `did` is told of each part of `at_once` rows or a layer more, and about how many bytes it makes.
+    """
+    return _packed(pieces, layout, at_once, did) or _as_it_is(pieces.joined(layout))
 
 
 def places(shape: Shape, layout: Layout, count: int = 1) -> Pieces:
@@ -169,33 +179,55 @@ def packed_size(codec: Codec, shape: Shape, layout: Layout) -> int:
     return n * row + k * key + rest
 
 
-def _packed(pieces: Pieces, layout: Layout) -> tuple[Codec, bytes] | None:
+def _packed(
+    pieces: Pieces, layout: Layout, at_once: int, did: Callable[[int], None]
+) -> tuple[Codec, bytes] | None:
     """FP8 and FP4 codes, or None where they would lose something."""
     plain = layout.head_dim - layout.rotated
     if plain % FP8_BLOCK or layout.index_dim % FP4_BLOCK:
         return None
-    rows = _joined(pieces.rows, "rows", layout.head_dim)
-    keys = _joined(pieces.keys, "keys", layout.index_dim)
-    # Each step over the whole record: beside a thread that decodes, every call waits for its turn.
+    codes, scales, rotated = list[Codes](), list[Codes](), list[Floats]()
+    key_codes, key_scales = list[Codes](), list[Codes]()
+    # Each step over many rows: beside a thread that decodes, every call waits for its turn.
     with np.errstate(over="ignore", invalid="ignore"):  # values off the grid: `same` finds them
-        unrotated = scratch("unrotated", (len(rows), plain), np.float32)
-        unrotated[...] = rows[:, :plain]
-        codes, scales = to_fp8(unrotated)
-        back = scratch("back", unrotated.shape, np.float32)
-        from_fp8(codes, scales, back)
-        if not same(back, unrotated):
-            return None
-        key_codes, key_scales = to_fp4(keys)
-        back = scratch("back", keys.shape, np.float32)
-        from_fp4(key_codes, key_scales, back)
-        if not same(back, keys):
-            return None
-    rotated = np.ascontiguousarray(rows[:, plain:])
-    narrow = _is_bf16(rotated)
-    kept = _narrow(rotated) if narrow else rotated
-    rest = (np.ascontiguousarray(part) for part in pieces.rest)
-    parts = (codes, scales, kept, key_codes, key_scales, *rest)
+        for part in _groups(pieces.rows, at_once):
+            rows = _joined(part, "rows", layout.head_dim)
+            unrotated = scratch("unrotated", (len(rows), plain), np.float32)
+            unrotated[...] = rows[:, :plain]
+            found = to_fp8(unrotated)
+            back = scratch("back", unrotated.shape, np.float32)
+            from_fp8(*found, back)
+            if not same(back, unrotated):
+                return None
+            codes.append(found[0])
+            scales.append(found[1])
+            rotated.append(np.ascontiguousarray(rows[:, plain:]))
+            did(len(rows) * layout.head_dim)
+        for part in _groups(pieces.keys, at_once * layout.head_dim // layout.index_dim):
+            keys = _joined(part, "keys", layout.index_dim)
+            found = to_fp4(keys)
+            back = scratch("back", keys.shape, np.float32)
+            from_fp4(*found, back)
+            if not same(back, keys):
+                return None
+            key_codes.append(found[0])
+            key_scales.append(found[1])
+            did(len(keys) * layout.index_dim // 2)
+    narrow = all(_is_bf16(part) for part in rotated)
+    kept = [_narrow(part) for part in rotated] if narrow else rotated
+    rest = [np.ascontiguousarray(part) for part in pieces.rest]
+    parts = (*codes, *scales, *kept, *key_codes, *key_scales, *rest)
     return (Codec.PACKED if narrow else Codec.PACKED_F32), b"".join(part.data for part in parts)
+
+
+def _groups(parts: tuple[Floats, ...], at_once: int) -> Iterator[tuple[Floats, ...]]:
+    """Layers together, until there are so many rows."""
+    first, rows = 0, 0
+    for stop, part in enumerate(parts, 1):
+        rows += len(part)
+        if rows >= at_once or stop == len(parts):
+            yield parts[first:stop]
+            first, rows = stop, 0
 
 
 def _joined(parts: tuple[Floats, ...], name: str, width: int) -> Floats:
