@@ -33,6 +33,7 @@ class Model:
 
     def __init__(self) -> None:
         self.fault: Exception | None = None
+        self.fails: Callable[[Any], bool] = lambda segment: False
         self.gate = threading.Event()
         self.gate.set()
         self.unit_s = 0.0
@@ -52,6 +53,8 @@ class Model:
         self.gate.wait(20)
         if self.fault is not None:
             raise self.fault
+        if any(map(self.fails, batch)):
+            raise ValueError("that prompt")
         for segment in batch:
             segment.state.length += len(segment.ids)
         row = np.zeros(4, np.float32)
@@ -76,13 +79,16 @@ async def first_token(events: Events) -> None:
 
 
 def with_engine(
-    body: Callable[[Engine, Model], Awaitable[None]], memory: Memory | None = None
+    body: Callable[[Engine, Model], Awaitable[None]],
+    memory: Memory | None = None,
+    fails: Callable[[Any], bool] = lambda segment: False,
 ) -> None:
     def reuse(model: Any, engine: Engine) -> Prefixes:
         return Prefixes(model.new_state)
 
     async def main() -> None:
         model = Model()
+        model.fails = fails
         engine = Engine(lambda: model, Limits(8, 512), 50, reuse, memory=memory)
         await engine.start(0)
         try:
@@ -114,6 +120,25 @@ def test_three_failed_steps_trip_the_engine() -> None:
         assert not engine.died.is_set()
 
     with_engine(body)
+
+
+def test_one_request_that_fails_again_and_again_trips_nothing() -> None:
+    """Sent five times it fails five times, while the model can decode; the others are served."""
+
+    async def body(engine: Engine, model: Model) -> None:
+        for i in range(5):
+            ended = await end(engine.submit(sequence(f"{i}", prompt=7)))
+            assert ended.finish is Finish.ERROR
+        assert engine.totals.failed_steps_in_a_row == 5
+        assert engine.serves
+        assert (await end(engine.submit(sequence("good")))).finish is Finish.LENGTH
+        assert engine.totals.failed_steps_in_a_row == 0
+        for i in range(3):  # of three that differ no one is to blame
+            assert (await end(engine.submit(sequence(f"{i}", prompt=7 + i)))).error is not None
+        assert engine.problem is not None
+        assert engine.problem.reason == "ENGINE_TRIPPED"
+
+    with_engine(body, fails=lambda segment: len(segment.ids) >= 7)
 
 
 def test_no_memory_ends_one_request_and_trips_nothing() -> None:

@@ -21,7 +21,8 @@ from ds4_daemon.sched.ledger import DECODED_TOKEN_WORK
 from ds4_daemon.sched.policy import Limits, Slice, StepPlan, is_aged, is_short, plan
 from ds4_daemon.sched.sequence import Finish, Sequence, State
 
-# A model that fails on one request may be right to; one that fails on three is broken.
+# A model that fails on one request may be right to, however often that is sent again; one that
+# fails on three is broken.
 MAX_FAILED_STEPS = 3
 
 _log = structlog.get_logger()
@@ -55,6 +56,7 @@ class Runner:
         self._interrupted = interrupted
         self._tripped: DaemonError | None = None
         self._prefill_work_s = 0.0  # of chunks that are not done
+        self._suspects: set[int] = set()  # prompts that were in each of the failed steps in a row
 
     def step(self) -> bool:
         """One step; False when there was nothing to run."""
@@ -175,9 +177,17 @@ class Runner:
         totals = self._totals
         totals.generated_tokens += sum(o.choice is not None for o in outcomes)
         errors = [o.error for o in outcomes if isinstance(o.error, EngineError)]
-        failed = len(errors) == len(outcomes)
-        totals.failed_steps_in_a_row = totals.failed_steps_in_a_row + 1 if failed else 0
-        if totals.failed_steps_in_a_row >= MAX_FAILED_STEPS and self._tripped is None:
+        if len(errors) < len(outcomes):
+            totals.failed_steps_in_a_row = 0
+            return
+        prompts = {hash(o.sequence.ids[: o.sequence.prompt_tokens].tobytes()) for o in outcomes}
+        self._suspects = self._suspects & prompts if totals.failed_steps_in_a_row else prompts
+        totals.failed_steps_in_a_row += 1
+        if totals.failed_steps_in_a_row < MAX_FAILED_STEPS or self._tripped is not None:
+            return
+        if self._suspects and self._stepper.is_sound():
+            _log.warning("requests failed again", failed_steps=totals.failed_steps_in_a_row)
+        else:
             _log.error("engine tripped", failed_steps=totals.failed_steps_in_a_row)
             self._tripped = UnavailableError(
                 "ENGINE_TRIPPED",

@@ -58,13 +58,23 @@ class Stepper:
         self.rates = rates
         self._chunks: dict[Sequence, Chunk] = {}
         self._units_s: list[float] = []  # of the last chunk that was done
+        self._warm_up_id = 0
         self._second = SecondThread()
         self._beside: Turn | None = None  # what runs on it
 
     def warm_up(self, token_id: int) -> None:
         """Decode one token, so that what compiles does it now and a broken model fails now."""
+        self._warm_up_id = token_id
         segment = Segment(self._model.new_state(), np.array([token_id], np.int32), Want.LAST)
         choose(_row(self._model.forward([segment])[0]), Sampling(), 1)
+
+    def is_sound(self) -> bool:
+        """Whether the model still does what it did when it was warmed up."""
+        try:
+            self.warm_up(self._warm_up_id)
+        except Exception:  # noqa: BLE001 (the answer is no, whatever it raises)
+            return False
+        return True
 
     def open(self, sequence: Sequence) -> None:
         """Give it a session, at once or through `poll`."""
