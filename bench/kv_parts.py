@@ -46,8 +46,6 @@ from bench import thin_model
 from bench.kv_process import SERVICE_FLAGS, Process
 
 Figures = dict[str, float]
-# What V4 Flash prefills a second on a laptop (§0 of the design): how fast its saves come.
-V4_TOK_S = 350
 _SIZE = 256_000_000
 
 
@@ -191,13 +189,11 @@ class Feed:
             kind,
         )
 
-    async def up_to(self, tokens: int, kind: CheckpointKind, tok_s: float = 0.0) -> None:
-        """The blocks up to `tokens` and a checkpoint there, at most so many tokens a second."""
+    async def up_to(self, tokens: int, kind: CheckpointKind) -> None:
+        """The blocks up to `tokens` and a checkpoint there."""
         while self.blocks < tokens // BLOCK_TOKENS:
             await self._put(self._save(self.blocks, None))
             self.blocks += 1
-            if tok_s:
-                await asyncio.sleep(BLOCK_TOKENS / tok_s)
         await self._put(self._save(self.blocks - 1, kind))
 
     async def _put(self, save: Save) -> None:
@@ -207,41 +203,6 @@ class Feed:
         if not self._rows.link.save(save):
             raise RuntimeError("a record was dropped")
         self.sent_bytes += save.nbytes
-
-
-def p99(times: list[float]) -> float:
-    return float(np.percentile(times, 99))
-
-
-async def decode_stall(engine: Engine, found: Rows, steps: int) -> Figures:
-    """Decode steps without saves, and with those of a prefill at V4 Flash's speed beside them."""
-    off: list[float] = []
-    on: list[float] = []
-    ids = prompt(12)
-    for turn in range(8):  # in turns, so that what else the machine does falls on both
-        if turn % 2:
-            feed = Feed(found, prompt(TOKENS_FED), f"stall {turn}")
-            feeding = asyncio.create_task(_feed(feed, V4_TOK_S))
-            on += await decode(engine, f"on {turn}", ids[turn:], steps)
-            feeding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await feeding
-        else:
-            off += await decode(engine, f"off {turn}", ids[turn:], steps)
-    return {
-        "decode_p99_ratio": p99(on) / p99(off),
-        "decode_p50_off_ms": float(np.median(off)),
-        "decode_p99_off_ms": p99(off),
-        "decode_p99_on_ms": p99(on),
-    }
-
-
-TOKENS_FED = 65_536
-
-
-async def _feed(feed: Feed, tok_s: float) -> None:
-    for at in range(LATTICE_TOKENS, TOKENS_FED + 1, LATTICE_TOKENS):
-        await feed.up_to(at, CheckpointKind.LATTICE, tok_s)
 
 
 async def twenty_turns(

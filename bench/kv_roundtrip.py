@@ -1,6 +1,6 @@
 """What the KV cache costs and saves, between the daemon's own parts and a real ds4-kvcache.
 
-    python bench/kv_roundtrip.py [--quick] [--json] [--folder DIR]
+    python bench/kv_roundtrip.py [--quick] [--only decode] [--json] [--folder DIR]
 
 On the thin model (`bench.thin_model`), whose cached rows are V4 Flash's own. Prints, with the
 machine and the commit, and as JSON on the last line:
@@ -10,7 +10,9 @@ machine and the commit, and as JSON on the last line:
     restored_processor_s of both processes, for a request that restores and computes one token
     put_mb_s             packed, sent, stored, while the engine decodes
     file_ratio           file / budget after writing ten times the budget
-    decode_p99_ratio     p99 of a decode step with a prefill's saves beside it / without
+    decode_p99_ratio     p99 of a decode step beside what a prefill saves at once / without;
+                         decode_p99_ratio_off: of two halves of those without, what the machine does
+                         by itself; decode_others_cores: what other processes took meanwhile
     raw_bytes_per_token  on disk before zstd, with the checkpoints that thinning leaves
                          after an hour: the ends of the last turn, every 16,384 tokens
     raw_bytes_per_token_day  the same after a day: its ends, every 65,536 tokens
@@ -36,6 +38,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from bench import kv_parts as parts
 from bench.kv_process import SERVICE_FLAGS, Process
+from bench.kv_stall import decode_stall
 from bench.machine import describe
 
 TOKENS = 100_096  # 782 blocks: the first whole ones past 100k
@@ -53,9 +56,9 @@ KEYS = (
 )
 
 
-async def measure(folder: Path, quick: bool) -> dict[str, float]:
+async def measure(folder: Path, quick: bool, only: str) -> dict[str, float]:
     """All figures, in the order of what depends on what."""
-    found = parts.limits(folder)
+    found = {} if only else parts.limits(folder)
     with tempfile.TemporaryDirectory(prefix="ds4-kv-", dir=folder) as name:
         home = Path(name)
         model = parts.model_folder(folder)
@@ -64,7 +67,9 @@ async def measure(folder: Path, quick: bool) -> dict[str, float]:
             async with parts.engine(home, model) as engine:
                 rows = await parts.rows(engine)
                 log("decode")
-                found |= await parts.decode_stall(engine, rows, steps=25 if quick else 300)
+                found |= await decode_stall(engine, rows, service, windows=5 if quick else 24)
+                if only == "decode":
+                    return found
                 log("twenty turns")
                 found |= await parts.twenty_turns(engine, rows, service, TOKENS, TURNS)
             log("restores")
@@ -85,18 +90,19 @@ def log(stage: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under a minute, with more noise")
+    parser.add_argument("--only", choices=("decode",), default="", help="one part")
     parser.add_argument("--json", action="store_true", help="print only the last line")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     arguments = parser.parse_args()
     began_s = time.monotonic()
-    found = asyncio.run(measure(arguments.folder, arguments.quick))
+    found = asyncio.run(measure(arguments.folder, arguments.quick, arguments.only))
     if not arguments.json:
         for line in describe(("numpy", "lmdb", "zstandard", "grpcio")):
             print(f"# {line}")
         for key, value in found.items():
             print(f"{key:28} {value:10.4g}")
         print(f"# {time.monotonic() - began_s:.0f} s")
-    order = [*KEYS, *sorted(set(found) - set(KEYS))]
+    order = [*(key for key in KEYS if key in found), *sorted(set(found) - set(KEYS))]
     print(json.dumps({key: round(found[key], 4) for key in order}))
 
 
