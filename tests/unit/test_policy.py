@@ -7,6 +7,7 @@ from typing import Any
 
 from ds4_daemon.sched.ledger import DECODED_TOKEN_WORK, ClientTerms, Ledger
 from ds4_daemon.sched.policy import (
+    BESIDE_SHARE,
     MAX_SLICE_S,
     PASSED_S,
     PATIENCE_S,
@@ -104,11 +105,12 @@ class Simulation:
         self.running = [s for s in self.running if s.state is not State.DONE]
 
     def _check_budgets(self, step: StepPlan, short: list[Sequence]) -> None:
+        budget_s = 0.0 if step.prefill is None else step.prefill.budget_s
         if step.beside is not None:
-            assert step.beside.budget_s == math.inf, "it ends with what it is beside"
+            most_s = BESIDE_SHARE * STEP_S / 2 + budget_s if step.decode else math.inf
+            assert step.beside.budget_s == most_s
         if step.prefill is None:
             return
-        budget_s = step.prefill.budget_s
         if not step.decode:
             assert budget_s == MAX_SLICE_S
         elif self.limits.threads == 1:

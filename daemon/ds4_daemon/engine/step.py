@@ -100,7 +100,8 @@ class Stepper:
             rows = self._model.forward([self._segment(s, 1, last=True) for s in sequences])
         except Exception as error:  # noqa: BLE001 (whatever a model raises ends its sequences only)
             return [self._failed(sequence, _failure(error)) for sequence in sequences]
-        self.rates.decoded(len(sequences), time.monotonic() - began_s)
+        if self._beside is None:  # each takes from the other
+            self.rates.decoded(len(sequences), time.monotonic() - began_s)
         return [self._took(s, 1, row, last=True) for s, row in zip(sequences, rows, strict=True)]
 
     def prefill(self, part: Slice, interrupted: Callable[[], bool]) -> Outcome:
