@@ -39,8 +39,8 @@ SLICE_SHARE = 0.9
 # With nobody decoding a slice only has to end soon enough for a cancel and for progress.
 MAX_SLICE_S = 0.25
 # On a second thread a slice ends with what runs on the first. Beside a decode step it ends also
-# where a further unit would end later than so many times the step alone: about what two threads take
-# of each other on idle cores. On busy ones streams would wait more than twice as long without it.
+# where a further unit would end later than so many times the step alone: about what two threads
+# take of each other on idle cores. On busy ones streams would wait more than twice as long else.
 BESIDE_SHARE = 1.5
 _NO_BUDGET_S = math.inf
 # A request that does not fit in memory is passed by smaller ones for so long, and then by none.
