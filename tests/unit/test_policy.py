@@ -283,7 +283,7 @@ def test_short_prompts_that_wait_count_like_streams() -> None:
     two = plan([*streams, *short], Limits(8, 512, 2), Ledger(), 0.0, 0.01)
     assert two.prefill is not None
     assert two.beside is not None
-    assert two.prefill.budget_s == 0.01 * 5 / 2, "one of them is computed beside"
+    assert two.prefill.budget_s == 0.01 * 6 / 2
 
 
 def test_prompts_take_no_time_from_streams_that_are_more_urgent_or_while_long() -> None:

@@ -150,13 +150,14 @@ def plan(
     step_s = decode_step_s or 0.0
     least = min(urgency(s, now_s) for s in decoding)
     short = [s for s in others if is_short(s) and urgency(s, now_s) <= least]
+    share = (len(short) + is_short(turn)) / len(decoding)  # each counts like a stream
     if limits.threads == 1:
-        share = max(SLICE_SHARE, (len(short) + is_short(turn)) / len(decoding))
-        return StepPlan(tuple(decoding), _slice(turn, limits, share * step_s))
+        budget_s = max(SLICE_SHARE, share) * step_s
+        return StepPlan(tuple(decoding), _slice(turn, limits, budget_s))
     first, first_s = None, 0.0
     if short:
         second = _prefill_turn(short, ledger, now_s, short_turn=is_short(turn))
-        first_s = len(short) / len(decoding) * step_s
+        first_s = share * step_s
         first = _slice(second, limits, first_s)
     beside_s = _NO_BUDGET_S if decode_step_s is None else BESIDE_SHARE * step_s + first_s
     return StepPlan(tuple(decoding), first, _slice(turn, limits, beside_s))
