@@ -107,7 +107,8 @@ class Simulation:
     def _check_budgets(self, step: StepPlan, short: list[Sequence]) -> None:
         budget_s = 0.0 if step.prefill is None else step.prefill.budget_s
         if step.beside is not None:
-            most_s = BESIDE_SHARE * STEP_S / 2 + budget_s if step.decode else math.inf
+            bound = step.decode and step.beside.sequence not in short
+            most_s = BESIDE_SHARE * STEP_S / 2 + budget_s if bound else math.inf
             assert step.beside.budget_s == most_s
         if step.prefill is None:
             return

@@ -38,9 +38,10 @@ SHORT_TOKENS = 512
 SLICE_SHARE = 0.9
 # With nobody decoding a slice only has to end soon enough for a cancel and for progress.
 MAX_SLICE_S = 0.25
-# On a second thread a slice ends with what runs on the first. Beside a decode step it ends also
-# where a further unit would end later than so many times the step alone: about what two threads
-# take of each other on idle cores. On busy ones streams would wait more than twice as long else.
+# On a second thread a slice ends with what runs on the first. One of a long prompt beside a decode
+# step ends also where a further unit would end later than so many times the step alone: about what
+# two threads take of each other on idle cores. On busy ones streams would wait more than twice as
+# long else.
 BESIDE_SHARE = 1.5
 _NO_BUDGET_S = math.inf
 # A request that does not fit in memory is passed by smaller ones for so long, and then by none.
@@ -159,7 +160,8 @@ def plan(
         second = _prefill_turn(short, ledger, now_s, short_turn=is_short(turn))
         first_s = share * step_s
         first = _slice(second, limits, first_s)
-    beside_s = _NO_BUDGET_S if decode_step_s is None else BESIDE_SHARE * step_s + first_s
+    unbound = decode_step_s is None or is_short(turn)  # what is short soon decodes with them
+    beside_s = _NO_BUDGET_S if unbound else BESIDE_SHARE * step_s + first_s
     return StepPlan(tuple(decoding), first, _slice(turn, limits, beside_s))
 
 
