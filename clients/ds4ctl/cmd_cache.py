@@ -44,7 +44,12 @@ def stat(as_json: bool) -> None:
 @cache.command("ls", short_help="List stored prefixes, most recently used first.")
 @selection_options
 @click.option(
-    "-n", "most", type=click.IntRange(1), default=20, metavar="N", help="Show N at most, not 20."
+    "-n",
+    "most",
+    type=click.IntRange(1, 2**32 - 1),
+    default=20,
+    metavar="N",
+    help="Show N at most, not 20.",
 )
 @click.option("--all", "show_all", is_flag=True, help="Show all.")
 @json_option

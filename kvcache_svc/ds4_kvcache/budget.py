@@ -100,7 +100,9 @@ class WriteLog:
         self._lock = threading.Lock()
         self._hours: dict[int, int] = {}
         self._ahead: dict[int, int] = {}  # of these, what had a date that had not come yet
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):
+        with contextlib.suppress(
+            OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError
+        ):
             self._hours = {int(k): int(v) for k, v in json.loads(file.read_text()).items()}
 
     def add(self, count_bytes: int) -> None:

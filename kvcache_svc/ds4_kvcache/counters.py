@@ -37,7 +37,7 @@ class Counters:
             misses = {int(reason): int(count) for reason, count in found.pop("misses").items()}
             for name, value in found.items():
                 setattr(counters, name, type(getattr(counters, name))(value))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             return cls()
         counters.misses = misses
         return counters

@@ -69,6 +69,6 @@ class Identity:
         try:
             identity = cls(**json.loads(text))
             _ = identity.digest
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise DamagedError("STORE_DAMAGED", "a store does not say whose it is") from error
         return identity

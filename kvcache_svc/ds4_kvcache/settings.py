@@ -12,6 +12,7 @@ from pydantic import Field
 
 # More than any disk has, and LMDB's map of a quarter more still fits 47 bits of addresses.
 _MOST_BYTES = 64_000_000_000_000
+_MOST_TOKENS = 8_000_000  # of one lookup
 
 
 class Settings(ProcessSettings):
@@ -49,7 +50,7 @@ class Settings(ProcessSettings):
         description="bytes that may be written a day; 0: no limit",
     )
     # A prompt of 512 tokens is computed in one or two seconds.
-    min_tokens: int = Field(512, ge=128, description="fewest tokens worth storing")
+    min_tokens: int = Field(512, ge=128, le=_MOST_TOKENS, description="fewest tokens worth storing")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"
     )

@@ -29,6 +29,9 @@ from ds4_kvcache.writer import Writer
 # only serves what it has.
 _DAMAGE_LIMIT, _DAMAGE_WINDOW_S = 3, 3600.0
 
+# Of prefill. With less, a restore would save more seconds than can be counted.
+_LEAST_TOK_S = 1e-3
+
 COMPACT_FOLDER = "compact.new"
 _LAST_READ_S = 10.0
 
@@ -336,7 +339,7 @@ class Store:
 
     def measured(self, prefill_tok_s: float) -> None:
         """Note what computing costs; what is no speed (0: unknown) changes nothing."""
-        if 0 < prefill_tok_s < float("inf"):
+        if _LEAST_TOK_S <= prefill_tok_s < float("inf"):
             with self.lock:
                 self.prefill_tok_s = prefill_tok_s
 

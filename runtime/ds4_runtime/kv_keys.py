@@ -41,7 +41,7 @@ def fingerprint_digest(text: str) -> bytes:
     try:
         parts = json.loads(text)
         canonical = canonical_json(parts) if isinstance(parts, dict) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         canonical = None
     if canonical != text:
         raise ValueError("the fingerprint is not a canonical JSON object")

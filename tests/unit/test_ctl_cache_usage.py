@@ -33,6 +33,7 @@ KEY = "ab" * 32
         ["ls", "--fingerprint", ""],
         ["ls", "--older", "0d"],
         ["ls", "-n", "0"],
+        ["ls", "-n", "9" * 30],
         ["evict"],
         ["evict", "--older", "7"],
         ["evict", "--to-size", "much"],

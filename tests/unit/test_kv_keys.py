@@ -92,7 +92,18 @@ def test_tokens_survive_packing() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['{"b":1,"a":2}', '{"a": 1}', '{"a":1} ', '["a"]', "1", "{", "", '{"a":NaN}', '{"a":"é"}'],
+    [
+        '{"b":1,"a":2}',
+        '{"a": 1}',
+        '{"a":1} ',
+        '["a"]',
+        "1",
+        "{",
+        "",
+        '{"a":NaN}',
+        '{"a":"é"}',
+        '{"a":' + "[" * 30_000,
+    ],
 )
 def test_other_writings_are_refused(text: str) -> None:
     """Only the canonical text of a JSON object has a digest: one value, one fingerprint."""

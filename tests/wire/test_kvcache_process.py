@@ -89,6 +89,10 @@ def test_streams_that_are_none_are_refused(service: Service) -> None:
             ([opening, header(key=b"short")], "BAD_RECORD"),
             ([opening, header(kind=0)], "BAD_RECORD"),
             ([opening, header(codec=0)], "BAD_RECORD"),
+            ([opening, header(codec=256)], "BAD_RECORD"),
+            ([opening, header(codec=-1)], "BAD_RECORD"),
+            ([opening, header(checkpoint_kind=256)], "BAD_RECORD"),
+            ([opening, header(checkpoint_kind=-1)], "BAD_RECORD"),
         ):
             with pytest.raises(grpc.RpcError) as error:
                 link.stub.Put(iter(messages), timeout=10)
@@ -172,6 +176,7 @@ def test_names_and_numbers_that_are_none(service: Service) -> None:
             (lambda: stub.Pin(kv.PinRequest(name="", key=digest)), "BAD_PIN"),
             (lambda: stub.Pin(kv.PinRequest(name="x", ttl_s=float("nan"))), "BAD_PIN"),
             (lambda: stub.List(kv.ListRequest(page_token="x")), "BAD_PAGE_TOKEN"),
+            (lambda: stub.List(kv.ListRequest(page_token="9" * 5000)), "BAD_PAGE_TOKEN"),
             (lambda: stub.Purge(kv.PurgeRequest()), "NOTHING_SELECTED"),
             (lambda: stub.Inspect(kv.InspectRequest(key=b"none")), "NO_SUCH_BLOCK"),
             (lambda: stub.Open(pb.OpenRequest(fingerprint=fingerprint)), "FINGERPRINT_TOO_LONG"),
@@ -352,7 +357,7 @@ def test_a_log_of_writes_that_means_nothing_is_ignored(service: Service) -> None
     """Whatever stands in the file of figures, the service starts."""
     service.stop()
     file = service.home.cache_dir / "kv.noindex" / "v1" / "written.json"
-    for text in ('{"1": null}', '{"1": 1e999}', "[]", "{"):
+    for text in ('{"1": null}', '{"1": 1e999}', "[]", "{", "[" * 30_000):
         file.write_text(text)
         service.start()
         assert service.stop() == 0

@@ -25,6 +25,7 @@ from ds4_kvcache.store import Store
 _DEFAULT_FETCH_BYTES_S = 300e6
 # Of keys or tokens in one call: more than any context has.
 _MOST_KEYS, _MOST_TOKENS = 100_000, 8_000_000
+_MOST_NAME = 255  # of a model: every list of stores shows it
 
 
 class KvCache(People):
@@ -40,7 +41,7 @@ class KvCache(People):
             request.fingerprint.json,
             request.layout_version,
             request.block_bytes,
-            request.model_name,
+            request.model_name[:_MOST_NAME],
         )
         number, store = await self.workers.patient(
             lambda: self.cache.open(identity, request.fingerprint.digest, request.prefill_tok_s)

@@ -5,6 +5,7 @@ Translates between the contract and `browse` and `check`; everything runs off th
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator
 
 from ds4.v1 import kvcache_pb2_grpc
@@ -37,7 +38,7 @@ class People(kvcache_pb2_grpc.KvCacheServicer):
         return answer
 
     async def List(self, request: pb.ListRequest, context: object) -> pb.ListResponse:
-        if request.page_token and not request.page_token.isdecimal():
+        if request.page_token and not re.fullmatch(r"\d{1,18}", request.page_token):
             raise RequestError("BAD_PAGE_TOKEN", "the page token is none of this service's", "")
         start = int(request.page_token or 0)
         size = min(request.page_size or _DEFAULT_PAGE, _MOST_PAGE)

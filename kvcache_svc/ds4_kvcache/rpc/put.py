@@ -25,6 +25,8 @@ from ds4_kvcache.store import Put, Store
 # V4 Flash's largest record, a checkpoint in float32, has 12 MB.
 MAX_RECORD_BYTES = 64_000_000
 MAX_SALT_BYTES = 255
+# Of a codec and of why a checkpoint is there: newer daemons may know more, and each is one byte.
+_MOST_NUMBER = 255
 # Records of a stream that are compressed while the next one arrives.
 _AT_ONCE = 2
 
@@ -143,8 +145,10 @@ class _Stream:
 
 
 def _check_header(header: pb.RecordHeader) -> None:
-    if header.kind not in _KINDS or not header.codec or len(header.key) != 32:
+    if header.kind not in _KINDS or len(header.key) != 32 or not 0 < header.codec <= _MOST_NUMBER:
         raise RequestError("BAD_RECORD", "a record needs its key of 32 bytes, a kind and a codec")
+    if not 0 <= header.checkpoint_kind <= _MOST_NUMBER:
+        raise RequestError("BAD_RECORD", f"a checkpoint of the kind {header.checkpoint_kind}")
     if not 0 < header.data_bytes <= MAX_RECORD_BYTES:
         raise RequestError(
             "BAD_RECORD",

@@ -80,7 +80,14 @@ def test_counters_survive_packing_and_damage() -> None:
     """Counters unpack to what was packed, and begin anew where they cannot be read."""
     counters = Counters(hits=3, misses={1: 2, 5: 7}, tokens_saved=10, seconds_saved=1.5)
     assert Counters.unpack(counters.pack()) == counters
-    for damaged in (b"", b"{", b"[]", b'{"misses": 3}', b'{"misses": {}, "hits": "x"}'):
+    for damaged in (
+        b"",
+        b"{",
+        b"[]",
+        b'{"misses": 3}',
+        b'{"misses": {}, "hits": "x"}',
+        b"[" * 30_000,
+    ):
         assert Counters.unpack(damaged) == Counters()
 
 

@@ -81,6 +81,7 @@ def test_sizes_have_units(home: Path, environment: pytest.MonkeyPatch) -> None:
         ("--budget-bytes", "100TB", "'100TB' must be 64000000000000 or less"),
         ("--free-floor-bytes", "-1", "'-1' is no size"),
         ("--min-tokens", "many", "'many' is no whole number"),
+        ("--min-tokens", "9000000", "'9000000' must be 8000000 or less"),
         ("--log-level", "loud", "'loud' must be 'debug', 'info', 'warning' or 'error'"),
         ("--folder", "", "is empty; leave it out for the default"),
         ("--log-file", "", "is empty"),
