@@ -122,23 +122,32 @@ def test_three_failed_steps_trip_the_engine() -> None:
     with_engine(body)
 
 
-def test_one_request_that_fails_again_and_again_trips_nothing() -> None:
-    """Sent five times it fails five times, while the model can decode; the others are served."""
+def test_requests_that_fail_again_and_again_trip_nothing() -> None:
+    """One sent five times and five that differ fail, each alone, while the model is sound."""
 
     async def body(engine: Engine, model: Model) -> None:
-        for i in range(5):
-            ended = await end(engine.submit(sequence(f"{i}", prompt=7)))
-            assert ended.finish is Finish.ERROR
-        assert engine.totals.failed_steps_in_a_row == 5
-        assert engine.serves
-        assert (await end(engine.submit(sequence("good")))).finish is Finish.LENGTH
-        assert engine.totals.failed_steps_in_a_row == 0
-        for i in range(3):  # of three that differ no one is to blame
+        for prompts in ([7] * 5, [8, 9, 10, 11, 12]):
+            for i, prompt in enumerate(prompts):
+                ended = await end(engine.submit(sequence(f"{i}", prompt=prompt)))
+                assert ended.finish is Finish.ERROR
+            assert engine.totals.failed_steps_in_a_row == 5
+            assert engine.serves
+            assert (await end(engine.submit(sequence("good")))).finish is Finish.LENGTH
+            assert engine.totals.failed_steps_in_a_row == 0
+
+    with_engine(body, fails=lambda segment: 7 <= len(segment.ids) <= 12)
+
+
+def test_a_model_that_fails_on_every_prompt_trips_the_engine() -> None:
+    """That it can decode a token is not enough: nobody would get an answer."""
+
+    async def body(engine: Engine, model: Model) -> None:
+        for i in range(3):
             assert (await end(engine.submit(sequence(f"{i}", prompt=7 + i)))).error is not None
         assert engine.problem is not None
         assert engine.problem.reason == "ENGINE_TRIPPED"
 
-    with_engine(body, fails=lambda segment: len(segment.ids) >= 7)
+    with_engine(body, fails=lambda segment: len(segment.ids) > 1)
 
 
 def test_no_memory_ends_one_request_and_trips_nothing() -> None:

@@ -21,8 +21,8 @@ from ds4_daemon.sched.ledger import DECODED_TOKEN_WORK
 from ds4_daemon.sched.policy import Limits, Slice, StepPlan, is_aged, is_short, plan
 from ds4_daemon.sched.sequence import Finish, Sequence, State
 
-# A model that fails on one request may be right to, however often that is sent again; one that
-# fails on three is broken.
+# A model that fails on one request may be right to; one that fails on three in a row is broken,
+# unless it shows that it is not.
 MAX_FAILED_STEPS = 3
 
 _log = structlog.get_logger()
@@ -56,7 +56,6 @@ class Runner:
         self._interrupted = interrupted
         self._tripped: DaemonError | None = None
         self._prefill_work_s = 0.0  # of chunks that are not done
-        self._suspects: set[int] = set()  # prompts that were in each of the failed steps in a row
 
     def step(self) -> bool:
         """One step; False when there was nothing to run."""
@@ -180,12 +179,10 @@ class Runner:
         if len(errors) < len(outcomes):
             totals.failed_steps_in_a_row = 0
             return
-        prompts = {hash(o.sequence.ids[: o.sequence.prompt_tokens].tobytes()) for o in outcomes}
-        self._suspects = self._suspects & prompts if totals.failed_steps_in_a_row else prompts
         totals.failed_steps_in_a_row += 1
         if totals.failed_steps_in_a_row < MAX_FAILED_STEPS or self._tripped is not None:
             return
-        if self._suspects and self._stepper.is_sound():
+        if self._stepper.is_sound():  # bad requests fail alone, however many are sent
             _log.warning("requests failed again", failed_steps=totals.failed_steps_in_a_row)
         else:
             _log.error("engine tripped", failed_steps=totals.failed_steps_in_a_row)

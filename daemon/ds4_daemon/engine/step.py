@@ -25,6 +25,9 @@ from ds4_daemon.sched.rates import Rates
 from ds4_daemon.sched.sampling import Sampling
 from ds4_daemon.sched.sequence import Finish, Sequence, State
 
+# A block and a little more: every kind of compressed row is made and read.
+PROBE_TOKENS = 130
+
 
 class Model(Protocol):
     """What the engine needs of `model.network.Network`."""
@@ -69,8 +72,12 @@ class Stepper:
         choose(_row(self._model.forward([segment])[0]), Sampling(), 1)
 
     def is_sound(self) -> bool:
-        """Whether the model still does what it did when it was warmed up."""
+        """Whether the model still computes a prompt, and a token after it."""
+        prompt = np.full(PROBE_TOKENS, self._warm_up_id, np.int32)
         try:
+            run = self._model.begin([Segment(self._model.new_state(), prompt, Want.LAST)])
+            run.advance(run.units)
+            choose(_row(run.results[0]), Sampling(), len(prompt))
             self.warm_up(self._warm_up_id)
         except Exception:  # noqa: BLE001 (the answer is no, whatever it raises)
             return False
