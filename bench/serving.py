@@ -59,7 +59,7 @@ def size_of(arguments: argparse.Namespace) -> measures.Size:
         long_tokens=arguments.long_tokens,
         turns=1 if quick else 3,
         answer_tokens=96 if quick else 128,
-        counts=(1, 4, 16) if quick else (1, 2, 4, 8, 16),
+        counts=(1, 4, 8) if quick else (1, 2, 4, 8, 16),
         requests=4 if quick else 16,
     )
 
