@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ds4_kvcache import evict
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import Kind
-from ds4_kvcache.errors import NotFoundError, RefusedError, RequestError
+from ds4_kvcache.errors import KvError, NotFoundError, RefusedError, RequestError
 from ds4_kvcache.evict import Victim
 from ds4_kvcache.index import Node
 from ds4_kvcache.store import Store
@@ -216,12 +216,23 @@ def purge(
             went, freed = _purge_salt(store, salt, dry_run)
             records, size = records + went, size + freed
             if went and not dry_run:
-                store.compact()
+                _overwrite(store)
     if unused and salt is None and not fingerprint:
         stores, size = stores + len(cache.aside()), size + cache.aside_bytes
         if not dry_run:
             cache.delete_aside()
     return stores, records, size
+
+
+def _overwrite(store: Store) -> None:
+    try:
+        store.compact()
+    except KvError as error:
+        raise RefusedError(
+            "NOT_OVERWRITTEN",
+            f"what was purged is found no more, but its bytes are in the file still: {error}",
+            "make room on the disk, then purge again and `ds4ctl cache compact`",
+        ) from error
 
 
 def _purge_salt(store: Store, salt: str, dry_run: bool) -> tuple[int, int]:

@@ -289,11 +289,23 @@ class Disk:
         return len(str(self._env.readers()).splitlines()) - 1
 
     def copy_compact(self, folder: Path) -> None:
-        """Write the pages in use, and no others, to a new environment in `folder`, and sync it."""
-        with _damage("copied"):
-            self._env.copy(str(folder), compact=True)
-        with (folder / "data.mdb").open("rb") as copy:
-            os.fsync(copy.fileno())
+        """Write the pages in use, and no others, to a new environment in `folder`, and sync it.
+
+        Raises FullError.
+        """
+        try:
+            folder.mkdir(mode=0o700)
+            with _damage("copied"):
+                self._env.copy(str(folder), compact=True)
+            with (folder / "data.mdb").open("rb") as copy:
+                os.fchmod(copy.fileno(), 0o600)
+                os.fsync(copy.fileno())
+        except (lmdb.Error, OSError) as error:
+            raise FullError(
+                "NOT_COMPACTED",
+                f"the file could not be written anew: {error}",
+                "make room on its disk, then `ds4ctl cache compact`",
+            ) from error
 
     def close(self) -> None:
         self._env.close()

@@ -79,7 +79,7 @@ class Store:
         self.clean = self.closed = self._broken = False
         self.evicted: OrderedDict[bytes, None] = OrderedDict()  # keys that went lately
         self._damages_s: list[float] = []
-        self._readers = threading.Condition(lock)
+        self._readers, self._compacting = threading.Condition(lock), threading.Lock()
         self._reading = 0
         self.writer = Writer(disk, index, lock, self._meta, self._lose)
 
@@ -366,25 +366,27 @@ class Store:
         new one takes its place. Killed at any line, one of the two is there whole.
         """
         fresh = self.folder / COMPACT_FOLDER
-        self.writer.flush(60.0)
-        if self.writer.problem is not None:
-            raise self.writer.problem
-        with self.writer.hold():
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(mode=0o700)
-            before = self.disk.stat().file_bytes
-            self.disk.copy_compact(fresh)
-            (fresh / "data.mdb").chmod(0o600)
-            with self._readers:
-                self._readers.wait_for(lambda: not self._reading)
-                self._broken = True  # until the new file is open
-                self.disk.close()
-                (fresh / "data.mdb").replace(self.folder / "data.mdb")
-                self.disk = self.writer.disk = Disk(self.folder, self.disk.map_bytes)
-                self._broken = False
-            shutil.rmtree(fresh)
-            sync_folder(self.folder)  # what was purged must not be back after a power cut
-        return before, self.disk.stat().file_bytes
+        with self._compacting:
+            self.writer.flush(60.0)
+            if self.writer.problem is not None:
+                raise self.writer.problem
+            with self.writer.hold():
+                try:
+                    before = self.disk.file_bytes()
+                    with self.reading():
+                        self.disk.copy_compact(fresh)
+                    with self._readers:
+                        self._readers.wait_for(lambda: not self._reading)
+                        self.check_open()
+                        self._broken = True  # until the new file is open
+                        self.disk.close()
+                        (fresh / "data.mdb").replace(self.folder / "data.mdb")
+                        self.disk = self.writer.disk = Disk(self.folder, self.disk.map_bytes)
+                        self._broken = False
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
+                sync_folder(self.folder)  # what was purged must not be back after a power cut
+            return before, self.disk.file_bytes()
 
     def close(self, limit_s: float) -> None:
         """Write what waits, say that all is well, and close the file."""

@@ -8,9 +8,11 @@ from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
-from ds4_kvcache import check, writer
+from ds4_kvcache import browse, check, writer
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.budget import Budget
 from ds4_kvcache.cache import Cache
@@ -110,6 +112,39 @@ def test_checks_do_not_wait_for_a_disk_that_takes_nothing(cache: Cache, store: S
             store.compact()
         problem = messages.stat(cache).total.problem
     assert problem.reason == "STORE_FULL" and problem.hint
+
+
+class FullCopy:
+    """An environment that has room for a part of its copy only."""
+
+    def __init__(self, whole: Any) -> None:
+        self._whole = whole
+
+    def copy(self, path: str, *, compact: bool) -> None:
+        (Path(path) / "data.mdb").write_bytes(bytes(1000))
+        raise lmdb.DiskError("mdb_env_copy3: No space left on device")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+
+def test_a_purge_says_what_a_full_disk_leaves(
+    cache: Cache, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a copy takes no room on a full disk, and who purged is told that more is to do."""
+    kept = chain(store, 2)
+    chain(store, 2, seed=2, salt="very-secret-salt")
+    with monkeypatch.context() as patch:
+        patch.setattr(store.disk, "_env", FullCopy(store.disk._env))
+        with pytest.raises(RefusedError, match="No space left") as error:
+            browse.purge(cache, b"", "very-secret-salt", False, False)
+        assert error.value.reason == "NOT_OVERWRITTEN" and "compact" in error.value.hint
+        with pytest.raises(FullError):
+            store.compact()
+    assert not list(store.folder.glob("compact*"))
+    assert [node.key for node in store.index.nodes.values()] == [node.key for node in kept]
+    store.compact()
+    assert b"very-secret-salt" not in (store.folder / "data.mdb").read_bytes()
 
 
 def test_a_full_disk_costs_no_stored_record(tmp_path: Path, disk: FakeDisk) -> None:

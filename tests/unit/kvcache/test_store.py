@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
@@ -309,6 +310,16 @@ def test_compaction_gives_pages_back_while_readers_read(cache: Cache, store: Sto
     assert store.writer.flush(10)
 
 
+def test_compactions_wait_for_each_other(store: Store) -> None:
+    """Several at once, as by hand and of itself, leave one whole file and its store open."""
+    nodes = chain(store, 20, size=200_000)
+    with ThreadPoolExecutor(4) as pool:
+        for before, after in pool.map(lambda _: store.compact(), range(12)):
+            assert before >= after > 20 * 200_000 / 2
+    assert not store.broken
+    assert all(store.read(node, Kind.BLOCK)[1] for node in nodes)
+
+
 def test_refused_record_leaves_no_salt_behind(store: Store) -> None:
     """The name of a salt is kept with its first block, and goes with its last."""
     record = block(store, None, 1, salt="s")
@@ -349,3 +360,12 @@ def test_clock_may_jump(cache: Cache, store: Store, clock: Clock) -> None:
     again = open_cache(cache.budget.folder, clock)
     assert set(open_store(again).index.nodes) == {node.key for node in nodes}
     again.close(10)
+
+
+def test_what_is_no_speed_counts_for_nothing(store: Store) -> None:
+    """However slow a daemon says it is, seconds saved stay a number."""
+    (node,) = chain(store, 1)
+    for speed in (float("nan"), float("inf"), -1.0, 5e-324, 100.0):
+        store.measured(speed)
+        store.used(node, 128)
+    assert store.counters.seconds_saved == pytest.approx(5 * 1.28)
