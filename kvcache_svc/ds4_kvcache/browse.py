@@ -227,6 +227,8 @@ def purge(
 def _overwrite(store: Store) -> None:
     try:
         store.compact()
+    except NotFoundError:
+        return  # the whole store went meanwhile
     except KvError as error:
         raise RefusedError(
             "NOT_OVERWRITTEN",

@@ -158,8 +158,10 @@ class Cache(Leases):
         return store
 
     def delete(self, number: int) -> None:
-        """Delete a store, file and all."""
-        shutil.rmtree(self._close(number).folder, ignore_errors=True)
+        """Delete a store, file and all; nothing is opened in its folder meanwhile."""
+        with self._opening:
+            if number in self.stores:  # else somebody else was quicker
+                shutil.rmtree(self._close(number).folder, ignore_errors=True)
 
     def retire_broken(self) -> None:
         """Close the stores whose files were damaged, deleted or cut short while they were open.

@@ -88,12 +88,13 @@ class KvCache(People):
         )
         with store.lock:
             if found.node is None or not store.is_stored(found.node):
-                store.counters.miss(found.miss)
+                if not request.peek:
+                    store.counters.miss(found.miss)
                 response.resume_tokens = 0
                 return response
-            lease = self.cache.lease(store, found.node)
-        response.lease = lease.id
-        response.lease_ms = int(1000 * LEASE_S)
+            if not request.peek:
+                response.lease = self.cache.lease(store, found.node).id
+                response.lease_ms = int(1000 * LEASE_S)
         response.fetch_bytes = found.raw_bytes
         response.fetch_s = found.raw_bytes / self._fetch_bytes_s()
         return response

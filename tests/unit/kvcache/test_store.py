@@ -1,6 +1,7 @@
 """What a store takes and refuses, how it opens, and what it does with what it finds damaged."""
 
 import dataclasses
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -318,6 +319,26 @@ def test_compactions_wait_for_each_other(store: Store) -> None:
             assert before >= after > 20 * 200_000 / 2
     assert not store.broken
     assert all(store.read(node, Kind.BLOCK)[1] for node in nodes)
+
+
+def test_a_store_is_opened_once_it_is_deleted(
+    cache: Cache, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that comes while its store is purged gets a new one, not files that go."""
+    opened: list[Store] = []
+    daemon = threading.Thread(target=lambda: opened.append(open_store(cache)))
+
+    def rmtree(folder: Path, *, ignore_errors: bool) -> None:
+        monkeypatch.undo()
+        daemon.start()
+        daemon.join(0.2)
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    browse.purge(cache, store.digest[:4], None, False, False)
+    daemon.join()
+    assert opened != [store] and not opened[0].broken
+    chain(opened[0], 2)
 
 
 def test_refused_record_leaves_no_salt_behind(store: Store) -> None:
