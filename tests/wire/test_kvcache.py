@@ -82,6 +82,22 @@ def test_reasons_of_misses(service: Service) -> None:
         assert link.lookup(tokens[:513]).miss_reason == types_pb2.MISS_REASON_UNSPECIFIED
 
 
+def test_a_peek_leaves_no_trace(service: Service) -> None:
+    """What would be found is told as for a lookup; no lease is taken and nothing is counted."""
+    tokens, other = prompt(6, 600), prompt(7, 600)
+    with service.link() as link:
+        link.put(tokens, checkpoints=[512])
+        before = link.stat()
+        for asked in (tokens, other):
+            peeked, found = link.lookup(asked, peek=True), link.lookup(asked)
+            assert (peeked.lease, peeked.lease_ms) == (0, 0)
+            found.ClearField("lease")
+            found.ClearField("lease_ms")
+            assert peeked == found
+        after = link.stat()
+    assert after.misses == before.misses + 1, "of the lookup that was one"
+
+
 def test_nearest_prefix_is_of_the_same_salt(service: Service) -> None:
     """Where a prompt leaves what is stored is told to the token, within its own salt only."""
     tokens = prompt(7, 512)

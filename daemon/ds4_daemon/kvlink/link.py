@@ -106,12 +106,11 @@ class Link:
     def explain(self, token_ids: Sequence[int], salt: str, timeout_s: float) -> Explained:
         """Where the service's knowledge of a prompt ends, and why. Waits for the service."""
         try:
+            most = len(token_ids) - 1
             found = self.store.lookup(
-                pb.LookupRequest(salt=salt, token_ids=token_ids, max_tokens=len(token_ids) - 1),
+                pb.LookupRequest(salt=salt, token_ids=token_ids, max_tokens=most, peek=True),
                 timeout_s,
             )
-            if found.lease:
-                self.store.release(found.lease)
             near = self.store.lookup(
                 pb.LookupRequest(salt=salt, token_ids=token_ids, nearest=True), timeout_s
             ).nearest

@@ -26,7 +26,7 @@ from ds4.v1 import kvstore_pb2 as ds4_dot_v1_dot_kvstore__pb2
 from ds4.v1 import types_pb2 as ds4_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64s4/v1/kvcache.proto\x12\x06\x64s4.v1\x1a\x14\x64s4/v1/kvstore.proto\x1a\x12\x64s4/v1/types.proto\"+\n\x0b\x46ingerprint\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04json\x18\x02 \x01(\t\"\x8f\x01\n\x0bOpenRequest\x12(\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32\x13.ds4.v1.Fingerprint\x12\x16\n\x0elayout_version\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x15\n\rprefill_tok_s\x18\x05 \x01(\x02\"X\n\x0cOpenResponse\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\"\xfa\x01\n\x0cRecordHeader\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.ds4.v1.RecordKind\x12\x1c\n\x05\x63odec\x18\x03 \x01(\x0e\x32\r.ds4.v1.Codec\x12\r\n\x05\x64\x65pth\x18\x04 \x01(\r\x12\x12\n\ndata_bytes\x18\x05 \x01(\x04\x12\r\n\x05\x63rc32\x18\x06 \x01(\x07\x12\x12\n\nparent_key\x18\x07 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12/\n\x0f\x63heckpoint_kind\x18\t \x01(\x0e\x32\x16.ds4.v1.CheckpointKind\x12\x13\n\x0bslab_offset\x18\n \x01(\x04\"\x90\x01\n\rLookupRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x13\n\x0blive_tokens\x18\x05 \x01(\r\x12\x0f\n\x07nearest\x18\x06 \x01(\x08\x12\x15\n\rprefill_tok_s\x18\x07 \x01(\x02\">\n\rNearestPrefix\x12\x15\n\rcommon_tokens\x18\x01 \x01(\r\x12\x16\n\x0enext_token_ids\x18\x02 \x03(\r\"\xd6\x01\n\x0eLookupResponse\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x15\n\rstored_tokens\x18\x03 \x01(\r\x12\x15\n\rresume_tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x66\x65tch_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07\x66\x65tch_s\x18\x06 \x01(\x02\x12\'\n\x0bmiss_reason\x18\x07 \x01(\x0e\x32\x12.ds4.v1.MissReason\x12&\n\x07nearest\x18\x08 \x01(\x0b\x32\x15.ds4.v1.NearestPrefix\"\xa3\x01\n\x0c\x46\x65tchRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x12\n\nfrom_block\x18\x03 \x01(\r\x12\x15\n\rresume_tokens\x18\x04 \x01(\r\x12\x0c\n\x04slab\x18\x05 \x01(\t\x12\x13\n\x0bslab_offset\x18\x06 \x01(\x04\x12\x12\n\nslab_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x62locks_only\x18\x08 \x01(\x08\"W\n\x06Placed\x12%\n\x07records\x18\x01 \x03(\x0b\x32\x14.ds4.v1.RecordHeader\x12\x17\n\nnext_block\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_next_block\"\x93\x01\n\rFetchResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.ds4.v1.RecordHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12 \n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\r.ds4.v1.ErrorH\x00\x12 \n\x06placed\x18\x04 \x01(\x0b\x32\x0e.ds4.v1.PlacedH\x00\x42\x06\n\x04part\"*\n\x0bHaveRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"3\n\x0cHaveResponse\x12\x0e\n\x06\x62locks\x18\x01 \x03(\x08\x12\x13\n\x0b\x63heckpoints\x18\x02 \x03(\x08\"d\n\nPutOpening\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\"\n\x06\x63lient\x18\x03 \x01(\x0b\x32\x12.ds4.v1.ClientInfo\x12\x15\n\rprefill_tok_s\x18\x04 \x01(\x02\"s\n\nPutRequest\x12%\n\x07opening\x18\x01 \x01(\x0b\x32\x12.ds4.v1.PutOpeningH\x00\x12&\n\x06header\x18\x02 \x01(\x0b\x32\x14.ds4.v1.RecordHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"b\n\x0bPutResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\x12\x12\n\nduplicates\x18\x02 \x01(\r\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\r\x12\x1e\n\x07refusal\x18\x04 \x01(\x0b\x32\r.ds4.v1.Error\"\x1f\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x04\"\x11\n\x0fReleaseResponse\"a\n\x11InvalidateRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x1c\n\x05\x63\x61use\x18\x03 \x01(\x0b\x32\r.ds4.v1.Error\x12\x12\n\nquarantine\x18\x04 \x01(\x08\"%\n\x12InvalidateResponse\x12\x0f\n\x07records\x18\x01 \x01(\r2\xc8\x06\n\x07KvCache\x12\x31\n\x04Open\x12\x13.ds4.v1.OpenRequest\x1a\x14.ds4.v1.OpenResponse\x12\x37\n\x06Lookup\x12\x15.ds4.v1.LookupRequest\x1a\x16.ds4.v1.LookupResponse\x12\x36\n\x05\x46\x65tch\x12\x14.ds4.v1.FetchRequest\x1a\x15.ds4.v1.FetchResponse0\x01\x12\x31\n\x04Have\x12\x13.ds4.v1.HaveRequest\x1a\x14.ds4.v1.HaveResponse\x12\x30\n\x03Put\x12\x12.ds4.v1.PutRequest\x1a\x13.ds4.v1.PutResponse(\x01\x12:\n\x07Release\x12\x16.ds4.v1.ReleaseRequest\x1a\x17.ds4.v1.ReleaseResponse\x12\x43\n\nInvalidate\x12\x19.ds4.v1.InvalidateRequest\x1a\x1a.ds4.v1.InvalidateResponse\x12\x31\n\x04Stat\x12\x13.ds4.v1.StatRequest\x1a\x14.ds4.v1.StatResponse\x12\x31\n\x04List\x12\x13.ds4.v1.ListRequest\x1a\x14.ds4.v1.ListResponse\x12:\n\x07Inspect\x12\x16.ds4.v1.InspectRequest\x1a\x17.ds4.v1.InspectResponse\x12\x34\n\x05\x45vict\x12\x14.ds4.v1.EvictRequest\x1a\x15.ds4.v1.EvictResponse\x12.\n\x03Pin\x12\x12.ds4.v1.PinRequest\x1a\x13.ds4.v1.PinResponse\x12\x39\n\x06Verify\x12\x15.ds4.v1.VerifyRequest\x1a\x16.ds4.v1.VerifyResponse0\x01\x12:\n\x07\x43ompact\x12\x16.ds4.v1.CompactRequest\x1a\x17.ds4.v1.CompactResponse\x12\x34\n\x05Purge\x12\x14.ds4.v1.PurgeRequest\x1a\x15.ds4.v1.PurgeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64s4/v1/kvcache.proto\x12\x06\x64s4.v1\x1a\x14\x64s4/v1/kvstore.proto\x1a\x12\x64s4/v1/types.proto\"+\n\x0b\x46ingerprint\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04json\x18\x02 \x01(\t\"\x8f\x01\n\x0bOpenRequest\x12(\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32\x13.ds4.v1.Fingerprint\x12\x16\n\x0elayout_version\x18\x02 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x03 \x01(\x04\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x15\n\rprefill_tok_s\x18\x05 \x01(\x02\"X\n\x0cOpenResponse\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12\x13\n\x0b\x63hunk_bytes\x18\x04 \x01(\r\"\xfa\x01\n\x0cRecordHeader\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.ds4.v1.RecordKind\x12\x1c\n\x05\x63odec\x18\x03 \x01(\x0e\x32\r.ds4.v1.Codec\x12\r\n\x05\x64\x65pth\x18\x04 \x01(\r\x12\x12\n\ndata_bytes\x18\x05 \x01(\x04\x12\r\n\x05\x63rc32\x18\x06 \x01(\x07\x12\x12\n\nparent_key\x18\x07 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12/\n\x0f\x63heckpoint_kind\x18\t \x01(\x0e\x32\x16.ds4.v1.CheckpointKind\x12\x13\n\x0bslab_offset\x18\n \x01(\x04\"\x9e\x01\n\rLookupRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x13\n\x0blive_tokens\x18\x05 \x01(\r\x12\x0f\n\x07nearest\x18\x06 \x01(\x08\x12\x15\n\rprefill_tok_s\x18\x07 \x01(\x02\x12\x0c\n\x04peek\x18\x08 \x01(\x08\">\n\rNearestPrefix\x12\x15\n\rcommon_tokens\x18\x01 \x01(\r\x12\x16\n\x0enext_token_ids\x18\x02 \x03(\r\"\xd6\x01\n\x0eLookupResponse\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x15\n\rstored_tokens\x18\x03 \x01(\r\x12\x15\n\rresume_tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x66\x65tch_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07\x66\x65tch_s\x18\x06 \x01(\x02\x12\'\n\x0bmiss_reason\x18\x07 \x01(\x0e\x32\x12.ds4.v1.MissReason\x12&\n\x07nearest\x18\x08 \x01(\x0b\x32\x15.ds4.v1.NearestPrefix\"\xa3\x01\n\x0c\x46\x65tchRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\r\n\x05lease\x18\x02 \x01(\x04\x12\x12\n\nfrom_block\x18\x03 \x01(\r\x12\x15\n\rresume_tokens\x18\x04 \x01(\r\x12\x0c\n\x04slab\x18\x05 \x01(\t\x12\x13\n\x0bslab_offset\x18\x06 \x01(\x04\x12\x12\n\nslab_bytes\x18\x07 \x01(\x04\x12\x13\n\x0b\x62locks_only\x18\x08 \x01(\x08\"W\n\x06Placed\x12%\n\x07records\x18\x01 \x03(\x0b\x32\x14.ds4.v1.RecordHeader\x12\x17\n\nnext_block\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_next_block\"\x93\x01\n\rFetchResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.ds4.v1.RecordHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12 \n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\r.ds4.v1.ErrorH\x00\x12 \n\x06placed\x18\x04 \x01(\x0b\x32\x0e.ds4.v1.PlacedH\x00\x42\x06\n\x04part\"*\n\x0bHaveRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"3\n\x0cHaveResponse\x12\x0e\n\x06\x62locks\x18\x01 \x03(\x08\x12\x13\n\x0b\x63heckpoints\x18\x02 \x03(\x08\"d\n\nPutOpening\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0c\n\x04salt\x18\x02 \x01(\t\x12\"\n\x06\x63lient\x18\x03 \x01(\x0b\x32\x12.ds4.v1.ClientInfo\x12\x15\n\rprefill_tok_s\x18\x04 \x01(\x02\"s\n\nPutRequest\x12%\n\x07opening\x18\x01 \x01(\x0b\x32\x12.ds4.v1.PutOpeningH\x00\x12&\n\x06header\x18\x02 \x01(\x0b\x32\x14.ds4.v1.RecordHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"b\n\x0bPutResponse\x12\x0e\n\x06stored\x18\x01 \x01(\r\x12\x12\n\nduplicates\x18\x02 \x01(\r\x12\x0f\n\x07\x64ropped\x18\x03 \x01(\r\x12\x1e\n\x07refusal\x18\x04 \x01(\x0b\x32\r.ds4.v1.Error\"\x1f\n\x0eReleaseRequest\x12\r\n\x05lease\x18\x01 \x01(\x04\"\x11\n\x0fReleaseResponse\"a\n\x11InvalidateRequest\x12\r\n\x05store\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x1c\n\x05\x63\x61use\x18\x03 \x01(\x0b\x32\r.ds4.v1.Error\x12\x12\n\nquarantine\x18\x04 \x01(\x08\"%\n\x12InvalidateResponse\x12\x0f\n\x07records\x18\x01 \x01(\r2\xc8\x06\n\x07KvCache\x12\x31\n\x04Open\x12\x13.ds4.v1.OpenRequest\x1a\x14.ds4.v1.OpenResponse\x12\x37\n\x06Lookup\x12\x15.ds4.v1.LookupRequest\x1a\x16.ds4.v1.LookupResponse\x12\x36\n\x05\x46\x65tch\x12\x14.ds4.v1.FetchRequest\x1a\x15.ds4.v1.FetchResponse0\x01\x12\x31\n\x04Have\x12\x13.ds4.v1.HaveRequest\x1a\x14.ds4.v1.HaveResponse\x12\x30\n\x03Put\x12\x12.ds4.v1.PutRequest\x1a\x13.ds4.v1.PutResponse(\x01\x12:\n\x07Release\x12\x16.ds4.v1.ReleaseRequest\x1a\x17.ds4.v1.ReleaseResponse\x12\x43\n\nInvalidate\x12\x19.ds4.v1.InvalidateRequest\x1a\x1a.ds4.v1.InvalidateResponse\x12\x31\n\x04Stat\x12\x13.ds4.v1.StatRequest\x1a\x14.ds4.v1.StatResponse\x12\x31\n\x04List\x12\x13.ds4.v1.ListRequest\x1a\x14.ds4.v1.ListResponse\x12:\n\x07Inspect\x12\x16.ds4.v1.InspectRequest\x1a\x17.ds4.v1.InspectResponse\x12\x34\n\x05\x45vict\x12\x14.ds4.v1.EvictRequest\x1a\x15.ds4.v1.EvictResponse\x12.\n\x03Pin\x12\x12.ds4.v1.PinRequest\x1a\x13.ds4.v1.PinResponse\x12\x39\n\x06Verify\x12\x15.ds4.v1.VerifyRequest\x1a\x16.ds4.v1.VerifyResponse0\x01\x12:\n\x07\x43ompact\x12\x16.ds4.v1.CompactRequest\x1a\x17.ds4.v1.CompactResponse\x12\x34\n\x05Purge\x12\x14.ds4.v1.PurgeRequest\x1a\x15.ds4.v1.PurgeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,35 +42,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDHEADER']._serialized_start=356
   _globals['_RECORDHEADER']._serialized_end=606
   _globals['_LOOKUPREQUEST']._serialized_start=609
-  _globals['_LOOKUPREQUEST']._serialized_end=753
-  _globals['_NEARESTPREFIX']._serialized_start=755
-  _globals['_NEARESTPREFIX']._serialized_end=817
-  _globals['_LOOKUPRESPONSE']._serialized_start=820
-  _globals['_LOOKUPRESPONSE']._serialized_end=1034
-  _globals['_FETCHREQUEST']._serialized_start=1037
-  _globals['_FETCHREQUEST']._serialized_end=1200
-  _globals['_PLACED']._serialized_start=1202
-  _globals['_PLACED']._serialized_end=1289
-  _globals['_FETCHRESPONSE']._serialized_start=1292
-  _globals['_FETCHRESPONSE']._serialized_end=1439
-  _globals['_HAVEREQUEST']._serialized_start=1441
-  _globals['_HAVEREQUEST']._serialized_end=1483
-  _globals['_HAVERESPONSE']._serialized_start=1485
-  _globals['_HAVERESPONSE']._serialized_end=1536
-  _globals['_PUTOPENING']._serialized_start=1538
-  _globals['_PUTOPENING']._serialized_end=1638
-  _globals['_PUTREQUEST']._serialized_start=1640
-  _globals['_PUTREQUEST']._serialized_end=1755
-  _globals['_PUTRESPONSE']._serialized_start=1757
-  _globals['_PUTRESPONSE']._serialized_end=1855
-  _globals['_RELEASEREQUEST']._serialized_start=1857
-  _globals['_RELEASEREQUEST']._serialized_end=1888
-  _globals['_RELEASERESPONSE']._serialized_start=1890
-  _globals['_RELEASERESPONSE']._serialized_end=1907
-  _globals['_INVALIDATEREQUEST']._serialized_start=1909
-  _globals['_INVALIDATEREQUEST']._serialized_end=2006
-  _globals['_INVALIDATERESPONSE']._serialized_start=2008
-  _globals['_INVALIDATERESPONSE']._serialized_end=2045
-  _globals['_KVCACHE']._serialized_start=2048
-  _globals['_KVCACHE']._serialized_end=2888
+  _globals['_LOOKUPREQUEST']._serialized_end=767
+  _globals['_NEARESTPREFIX']._serialized_start=769
+  _globals['_NEARESTPREFIX']._serialized_end=831
+  _globals['_LOOKUPRESPONSE']._serialized_start=834
+  _globals['_LOOKUPRESPONSE']._serialized_end=1048
+  _globals['_FETCHREQUEST']._serialized_start=1051
+  _globals['_FETCHREQUEST']._serialized_end=1214
+  _globals['_PLACED']._serialized_start=1216
+  _globals['_PLACED']._serialized_end=1303
+  _globals['_FETCHRESPONSE']._serialized_start=1306
+  _globals['_FETCHRESPONSE']._serialized_end=1453
+  _globals['_HAVEREQUEST']._serialized_start=1455
+  _globals['_HAVEREQUEST']._serialized_end=1497
+  _globals['_HAVERESPONSE']._serialized_start=1499
+  _globals['_HAVERESPONSE']._serialized_end=1550
+  _globals['_PUTOPENING']._serialized_start=1552
+  _globals['_PUTOPENING']._serialized_end=1652
+  _globals['_PUTREQUEST']._serialized_start=1654
+  _globals['_PUTREQUEST']._serialized_end=1769
+  _globals['_PUTRESPONSE']._serialized_start=1771
+  _globals['_PUTRESPONSE']._serialized_end=1869
+  _globals['_RELEASEREQUEST']._serialized_start=1871
+  _globals['_RELEASEREQUEST']._serialized_end=1902
+  _globals['_RELEASERESPONSE']._serialized_start=1904
+  _globals['_RELEASERESPONSE']._serialized_end=1921
+  _globals['_INVALIDATEREQUEST']._serialized_start=1923
+  _globals['_INVALIDATEREQUEST']._serialized_end=2020
+  _globals['_INVALIDATERESPONSE']._serialized_start=2022
+  _globals['_INVALIDATERESPONSE']._serialized_end=2059
+  _globals['_KVCACHE']._serialized_start=2062
+  _globals['_KVCACHE']._serialized_end=2902
 # @@protoc_insertion_point(module_scope)

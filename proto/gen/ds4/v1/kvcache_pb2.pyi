@@ -198,6 +198,7 @@ class LookupRequest(_message.Message):
     LIVE_TOKENS_FIELD_NUMBER: _builtins.int
     NEAREST_FIELD_NUMBER: _builtins.int
     PREFILL_TOK_S_FIELD_NUMBER: _builtins.int
+    PEEK_FIELD_NUMBER: _builtins.int
     store: _builtins.int
     """Handle of the store."""
     salt: _builtins.str
@@ -212,6 +213,8 @@ class LookupRequest(_message.Message):
     """
     prefill_tok_s: _builtins.float
     """Measured prefill speed, from which seconds saved are estimated; 0 while unknown."""
+    peek: _builtins.bool
+    """Only tell what would be found: takes no lease and counts as no lookup."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens of the prompt; the service compares them with what it stored."""
@@ -226,10 +229,11 @@ class LookupRequest(_message.Message):
         live_tokens: _builtins.int = ...,
         nearest: _builtins.bool = ...,
         prefill_tok_s: _builtins.float = ...,
+        peek: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_tokens", b"live_tokens", "max_tokens", b"max_tokens", "nearest", b"nearest", "prefill_tok_s", b"prefill_tok_s", "salt", b"salt", "store", b"store", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_tokens", b"live_tokens", "max_tokens", b"max_tokens", "nearest", b"nearest", "peek", b"peek", "prefill_tok_s", b"prefill_tok_s", "salt", b"salt", "store", b"store", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
