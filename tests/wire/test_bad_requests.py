@@ -86,6 +86,10 @@ BAD = {
     "many stops": (sampling(stop=["x"] * 99), "BAD_STOP_STRING"),
     "request id": (pb.GenerateRequest(request_id="a b", prompt=IDS), "BAD_REQUEST_ID"),
     "long request id": (pb.GenerateRequest(request_id="a" * 129, prompt=IDS), "BAD_REQUEST_ID"),
+    "client": (
+        pb.GenerateRequest(client=types_pb2.ClientInfo(name="n" * 256), prompt=IDS),
+        "CLIENT_NAME_TOO_LONG",
+    ),
     "priority": (pb.GenerateRequest(priority=77, prompt=IDS), "UNKNOWN_PRIORITY"),  # type: ignore[arg-type]
     "role": (chat(types_pb2.Message(role=99, content="x")), "UNKNOWN_ROLE"),  # type: ignore[arg-type]
     "no role": (chat(types_pb2.Message(content="x")), "UNKNOWN_ROLE"),

@@ -23,6 +23,7 @@ from ds4_daemon.text.parse import OutputParser
 from ds4_daemon.text.tokenizer import Tokenizer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_MOST_NAME = 255  # of a client: the books, every kept request and each list of requests have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Requests:
             sampling,
             min(asked, room),
             frozenset(stops),
-            Client(request.client.name, request.client.instance),
+            _client(request.client),
             request.priority,
             arrived_s,
             arrived_s + request.deadline_ms / 1000 if request.deadline_ms else None,
@@ -184,6 +185,16 @@ class Requests:
             wire.seed if wire.HasField("seed") else secrets.randbits(64),
             wire.top_logprobs if wire.logprobs else None,
         )
+
+
+def _client(client: types_pb2.ClientInfo) -> Client:
+    if max(len(client.name), len(client.instance)) > _MOST_NAME:
+        raise RequestError(
+            "CLIENT_NAME_TOO_LONG",
+            f"the client's name or instance has more than {_MOST_NAME} characters",
+            "use the short name of the program",
+        )
+    return Client(client.name, client.instance)
 
 
 def check_salt(salt: str) -> str:

@@ -287,9 +287,9 @@ class ClientInfo(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the program, such as "ds4ctl"."""
+    """Name of the program, such as "ds4ctl"; up to 255 characters."""
     instance: _builtins.str
-    """What tells two processes of that program apart, such as its pid."""
+    """What tells two processes of that program apart, such as its pid; likewise."""
     def __init__(
         self,
         *,
