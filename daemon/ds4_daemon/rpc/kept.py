@@ -6,6 +6,7 @@ Knows no engine and no text. Written by `stream` and `resume`, read by `stream.f
 """
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from ds4_daemon.rpc.request import Job
 _EVENT_BYTES = 400
 # A reader that comes late gets text in larger pieces: as many tokens as a screen holds.
 _JOINED_TOKENS = 256
+# An id that the client library drew, and as much of one as tells it from others.
+_DRAWN, _CUT = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{4,31}")
 
 _ANSWERS = frozenset(
     {
@@ -180,7 +183,7 @@ class KeptRequests:
 
     def of(self, request_id: str, client_name: str) -> Kept:
         """The request of this client. Raises NotFoundError, also for one of another's."""
-        kept = self._all.get(request_id)
+        kept = self._all.get(request_id) or self._begun(request_id, client_name)
         if kept is None or kept.client_name != client_name:
             raise NotFoundError(
                 "REQUEST_NOT_FOUND",
@@ -188,6 +191,19 @@ class KeptRequests:
                 "ask under the client name that sent it, within keep_finished_s of its end",
             )
         return kept
+
+    def _begun(self, digits: str, client_name: str) -> Kept | None:
+        """The only one of this client whose id nobody chose and begins so, as people cut it."""
+        if not _CUT.fullmatch(digits):
+            return None
+        found = [
+            kept
+            for request_id, kept in self._all.items()
+            if request_id.startswith(digits)
+            and _DRAWN.fullmatch(request_id)
+            and kept.client_name == client_name
+        ]
+        return found[0] if len(found) == 1 else None
 
     def put(self, kept: Kept) -> None:
         """Know a request; an ended one of the same id is forgotten."""

@@ -567,7 +567,9 @@ class AttachRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Id of the request."""
+    """Id of the request; of one of 32 hexadecimal digits the first 4 or more do, where they name
+    no other one of this client.
+    """
     offset: _builtins.int
     """First event wanted: one more than the last one received."""
     @_builtins.property
