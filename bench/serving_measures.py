@@ -98,7 +98,11 @@ async def unequal_prompts(server: Server, texts: Texts, size: Size) -> dict[str,
 
 
 async def crowd(server: Server, texts: Texts, size: Size) -> dict[str, Any]:
-    """A client with one stream beside one with eight: its share of the tokens, 0.5 when fair."""
+    """A client with one stream beside one with eight: its share of the tokens.
+
+    A step gives a stream one token, so it is 1/9 where all fit one step, as in ds4: holding the
+    eight back would cost them more than it gives the one.
+    """
     single = begun(Ask("single", texts.draw(50), 8 * size.answer_tokens))
     many = [begun(Ask("crowd", texts.draw(50), 8 * size.answer_tokens)) for _ in range(CLIENTS)]
     tasks = [asyncio.create_task(answered(server, a.ask, a)) for a in (single, *many)]
