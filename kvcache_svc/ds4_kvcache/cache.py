@@ -303,7 +303,7 @@ class Cache(Leases):
             self.wall_s(),
             time.monotonic(),
             {lease.node for lease in self.leases(store)},
-            store.prefill_tok_s,
+            store.counters.prefill_tok_s,
             self._fresh_s * fresh_share,
         )
 

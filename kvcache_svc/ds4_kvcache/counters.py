@@ -19,6 +19,7 @@ class Counters:
     evictions: int = 0
     corruptions: int = 0
     quarantines: int = 0
+    prefill_tok_s: float = 0.0  # as a daemon last measured it; 0: unknown
     scrub_at: str = ""  # the key that the slow check read last, in hexadecimal; empty: no pass runs
     scrubbed_s: float = 0.0  # when a pass last ended, Unix time
 

@@ -74,7 +74,6 @@ class Store:
         self.lock = lock
         self.wall_s = wall_s
         self.pins: dict[str, tuple[bytes, float]] = {}  # name to key and end (Unix time, 0: none)
-        self.prefill_tok_s = 0.0
         self.opened = False  # by a daemon since the service started
         self.clean = self.closed = self._broken = False
         self.evicted: OrderedDict[bytes, None] = OrderedDict()  # keys that went lately
@@ -341,12 +340,13 @@ class Store:
         """Note what computing costs; what is no speed (0: unknown) changes nothing."""
         if _LEAST_TOK_S <= prefill_tok_s < float("inf"):
             with self.lock:
-                self.prefill_tok_s = prefill_tok_s
+                self.counters.prefill_tok_s = prefill_tok_s
 
     def used(self, node: Node, tokens: int, *, ended: bool = True) -> None:
         """Count tokens that a restore up to this node saved, and once it `ended` the restore."""
-        seconds = tokens / self.prefill_tok_s if self.prefill_tok_s else 0.0
         with self.lock:
+            speed = self.counters.prefill_tok_s
+            seconds = tokens / speed if speed else 0.0
             node.use.seconds_saved += seconds
             if ended:
                 node.use.add(self.wall_s())

@@ -37,7 +37,7 @@ class Peer(kvcache_pb2_grpc.KvCacheServicer):
         self.invalidated: list[tuple[bytes, str]] = []
         self.released: list[int] = []
         self.leases: dict[int, list[bytes]] = {}
-        self.handle = 7
+        self.handle, self.opened = 7, 0
         self.miss = types_pb2.MISS_REASON_COLD
         self.refuse = False
         self.folder = tempfile.TemporaryDirectory(prefix="ds4-", dir="/tmp")
@@ -58,6 +58,7 @@ class Peer(kvcache_pb2_grpc.KvCacheServicer):
 
     def Open(self, request: pb.OpenRequest, context: Any) -> pb.OpenResponse:  # noqa: N802 (the contract)
         self.before("Open", context)
+        self.opened += 1
         return pb.OpenResponse(store=self.handle, min_tokens=128, writable=True, chunk_bytes=3000)
 
     def Lookup(self, request: pb.LookupRequest, context: Any) -> pb.LookupResponse:  # noqa: N802 (the contract)

@@ -261,6 +261,32 @@ def test_a_restart_is_not_even_noticed(peer: Peer, link: Link) -> None:
     assert link.sender.stored == 7 + 3
 
 
+def test_a_look_tells_what_became_of_the_service(peer: Peer, link: Link) -> None:
+    """Gone, it is noticed at once; back, also with other handles, the next look finds it open."""
+    wait_until(lambda: link.store.connected)
+    peer.handle, peer.opened = 11, 0
+    link.look()
+    wait_until(lambda: peer.opened == 1)
+    peer.stop()
+    link.look()
+    assert not link.store.connected and link.store.problem
+    peer.start()
+    link.look()
+    wait_until(lambda: link.store.connected)
+
+
+def test_a_daemon_that_idles_opens_its_store_again(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that was restarted soon knows which stores are in use, though nobody asks it."""
+    monkeypatch.setattr("ds4_daemon.kvlink.link.IDLE_S", 0.05)
+    link = link_to(peer)
+    wait_until(lambda: peer.opened == 1)
+    peer.handle = 12
+    wait_until(lambda: peer.opened == 2)
+    link.close(1)
+
+
 def test_a_refusal_breaks_the_chain(peer: Peer, link: Link) -> None:
     """A service that cannot take records is counted; the next chain is tried again."""
     peer.refuse = True

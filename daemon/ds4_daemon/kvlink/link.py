@@ -134,9 +134,9 @@ class Link:
         self._later(lambda: self.store.invalidate(key, cause, quarantine=quarantine))
 
     def look(self) -> None:
-        """Find out whether the service came back, for the next to ask."""
-        if not self.store.connected:
-            self._later(self._probe)
+        """Notice at once that the service went; that it came back is for the next to ask."""
+        self.store.notice()
+        self._later(self._probe)
 
     def close(self, patience_s: float) -> None:
         """Send what waits for at most so long, then end."""
@@ -154,6 +154,10 @@ class Link:
         with contextlib.suppress(LinkError):
             self.store.probe()
 
+    def _idle(self) -> None:
+        self.memory.forget_idle()
+        self._probe()  # to a service that was restarted, what no daemon has opened is old
+
     def _later(self, job: Callable[[], None]) -> None:
         with self._changed:
             self._jobs.append(job)
@@ -161,12 +165,12 @@ class Link:
 
     def _work(self) -> None:
         while True:
+            job = self._idle
             with self._changed:
-                while not self._changed.wait_for(lambda: self._jobs or self._closing, IDLE_S):
-                    self.memory.forget_idle()
-                if not self._jobs:
-                    return
-                job = self._jobs.popleft()
+                if self._changed.wait_for(lambda: self._jobs or self._closing, IDLE_S):
+                    if not self._jobs:
+                        return
+                    job = self._jobs.popleft()
             try:
                 job()
             except Exception:  # noqa: BLE001 (logged; the thread serves all requests to come)

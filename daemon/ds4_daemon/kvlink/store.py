@@ -39,6 +39,8 @@ _OPTIONS = [
 # What a call to a service that was restarted meets: a handle of the old process, or its connection.
 _RESTARTED = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE)
 
+_NOBODY = "no KV cache service answers in this home"
+
 _Reply = TypeVar("_Reply")
 
 
@@ -175,9 +177,14 @@ class Store:
         self._closed = True
         self._channel.close()
 
+    def notice(self) -> None:
+        """Be no longer connected where nothing listens any more. Takes microseconds."""
+        if self._handle and not _answers(self._socket):
+            self.problem, self._handle = _NOBODY, 0
+
     def probe(self) -> None:
-        """Open it if it is not; raises LinkError."""
-        self._open()
+        """Open it if it is not, and anew where the service was restarted; raises LinkError."""
+        self._call(lambda handle: self._stub.Have(pb.HaveRequest(store=handle), timeout=_OPEN_S))
 
     def _open(self) -> int:
         with self._lock:
@@ -186,7 +193,7 @@ class Store:
             if time.monotonic() < self._retry_s:
                 raise LinkError(Miss.UNAVAILABLE, self.problem)
             if not _answers(self._socket):
-                self.problem = "no KV cache service answers in this home"
+                self.problem = _NOBODY
                 raise LinkError(Miss.UNAVAILABLE, self.problem)
             mine = self.identity
             request = pb.OpenRequest(

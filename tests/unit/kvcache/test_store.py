@@ -11,6 +11,7 @@ import pytest
 from ds4_kvcache import browse, check, codec, pins
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.cache import Cache
+from ds4_kvcache.counters import Counters
 from ds4_kvcache.disk import Changes, Kind
 from ds4_kvcache.errors import DamagedError, NotFoundError, RefusedError, RequestError
 from ds4_kvcache.identity import Identity
@@ -384,9 +385,11 @@ def test_clock_may_jump(cache: Cache, store: Store, clock: Clock) -> None:
 
 
 def test_what_is_no_speed_counts_for_nothing(store: Store) -> None:
-    """However slow a daemon says it is, seconds saved stay a number."""
+    """However slow a daemon says it is, seconds saved stay a number; the last speed is kept."""
     (node,) = chain(store, 1)
     for speed in (float("nan"), float("inf"), -1.0, 5e-324, 100.0):
         store.measured(speed)
         store.used(node, 128)
-    assert store.counters.seconds_saved == pytest.approx(5 * 1.28)
+    kept = Counters.unpack(store.counters.pack())  # with the store, for the next process
+    assert kept.seconds_saved == pytest.approx(5 * 1.28)
+    assert kept.prefill_tok_s == 100
