@@ -163,7 +163,8 @@ def compact(fingerprint: str | None, as_json: bool) -> None:
 @click.option(
     "--old",
     is_flag=True,
-    help="All that no daemon has opened since ds4-kvcache started, and what was set aside.",
+    help="All that no daemon has opened since ds4-kvcache started, and what was set aside. Daemons "
+    "that idle open theirs within a minute.",
 )
 @dry_run_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -201,7 +202,8 @@ def _amount(answer: "PurgeResponse") -> str:
     if not answer.stores:
         return records
     # What was set aside is a file that nobody reads, so its records are not counted.
-    return many(answer.stores, "store") + (f" with {records}" if answer.records else "")
+    rest = f"with {records}" if answer.records else f"of {size(answer.bytes)}"
+    return f"{many(answer.stores, 'store')} {rest}"
 
 
 def _confirm(amount: str) -> None:

@@ -256,6 +256,28 @@ def test_purge_with_json_wants_yes(service: Service, capsys: Captured) -> None:
     assert len(keys(capsys)) == 3
 
 
+def test_purge_of_what_is_old(service: Service, capsys: Captured) -> None:
+    """What a daemon opened is not old, until the service starts anew; what was set aside is."""
+    (store,) = service.stores
+    aside = store.with_name(f"{store.name}.corrupt-1")
+    assert execute(["cache", "purge", "--old", "--yes"]) == 0
+    assert "nothing that is stored is selected" in capsys.readouterr().err
+    service.stop()
+    aside.mkdir()
+    (aside / "data.mdb").write_bytes(bytes(2_000_000))
+    service.start()
+    with service.link():
+        plan = told(capsys, "purge", "--old", "--dry-run")
+        assert plan == {"stores": 1, "records": 0, "bytes": 2_000_000}
+        assert run(capsys, "purge", "--old", "--yes") == "1 store of 2.0 MB went\n"
+    assert len(keys(capsys)) == 3 and not aside.exists()
+    service.stop()
+    service.start()
+    assert told(capsys, "purge", "--old", "--dry-run")["records"] > 0
+    assert run(capsys, "purge", "--old", "--yes").startswith("1 store with ")
+    assert keys(capsys) == {}
+
+
 def test_no_text_of_others_controls_the_terminal(service: Service, capsys: Captured) -> None:
     """Names of pins, salts and models are shown with their control characters escaped."""
     evil = "\x1b]0;mine\x07\nnothing was damaged\u202e\x9b2J"

@@ -985,7 +985,7 @@ class PurgeRequest(_message.Message):
     salt: _builtins.str
     """Isolation domain; not set: any."""
     unused: _builtins.bool
-    """Every fingerprint that no daemon has open."""
+    """Every fingerprint that no daemon has opened since the service started, and what was set aside."""
     dry_run: _builtins.bool
     """Only tell what would go."""
     def __init__(
@@ -1016,11 +1016,11 @@ class PurgeResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     stores: _builtins.int
-    """Stores deleted whole."""
+    """Stores deleted whole, those included that were set aside."""
     records: _builtins.int
-    """Records."""
+    """Records; of what was set aside none are known."""
     bytes: _builtins.int
-    """Stored bytes."""
+    """Stored bytes, and files of what was set aside."""
     def __init__(
         self,
         *,
