@@ -1,6 +1,9 @@
 """Records of the KV cache become bytes and come back bit for bit, whatever their values are."""
 
 import itertools
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ E2M1 = [s * v for s in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
 
 NOTHING = np.empty(0, np.float32)
+GOLDEN: list[Any] = json.loads((Path(__file__).parents[1] / "vectors/kv_codecs.json").read_text())
 
 
 def rounded(seed: int, tokens: int = 128) -> tuple[Record, Record]:
@@ -42,9 +46,9 @@ def rounded(seed: int, tokens: int = 128) -> tuple[Record, Record]:
     )
 
 
-def back(codec: Codec, data: bytes, like: Record) -> Record:
+def back(codec: Codec, data: bytes, like: Record, layout: Layout = LAYOUT) -> Record:
     out = Record(*(np.full_like(part, np.nan) for part in like))
-    unpack(codec, np.frombuffer(data, np.uint8)[None], one(out), LAYOUT)
+    unpack(codec, np.frombuffer(data, np.uint8)[None], one(out), layout)
     return out
 
 
@@ -71,6 +75,19 @@ def test_rounded_rows_are_packed_and_come_back(seed: int) -> None:
         assert codec is Codec.PACKED
         assert len(data) - len(shorter) == 128 * len(halved)
         assert equal(back(codec, shorter, narrow), narrow)
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda one: one["codec"])
+def test_golden_records(golden: dict[str, str]) -> None:
+    """Each codec's bytes are those of an independent reference, both ways: disks keep them."""
+    layout = Layout(ratios=(0,), head_dim=192, rotated=64, index_dim=64, window=127)
+    rows, keys, rest = (
+        np.frombuffer(bytes.fromhex(golden[name]), np.float32) for name in ("rows", "keys", "rest")
+    )
+    record = Record(rows.reshape(-1, 192), keys.reshape(-1, 64), rest)
+    codec, data = pack(record.pieces, layout)
+    assert (codec.name, data.hex()) == (golden["codec"], golden["record"])
+    assert equal(back(codec, data, record, layout), record)
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 100])
