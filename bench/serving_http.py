@@ -54,6 +54,10 @@ class Peer(ABC):
     def count(self, event: dict[str, Any], before: int) -> int:
         """Tokens that an event brought, after `before` others."""
 
+    def cached(self, event: dict[str, Any]) -> int:
+        """Tokens of the prompt that were not computed, where an event says so."""
+        return 0
+
     @property
     def pid(self) -> int:
         assert self._process is not None
@@ -66,6 +70,7 @@ class Peer(ABC):
                     raise RuntimeError(f"{self.name} says: {event['error']}")
                 if count := self.count(event, answer.tokens):
                     answer.events.append((time.perf_counter(), count))
+                answer.cached_tokens += self.cached(event)
 
     async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -159,6 +164,9 @@ class LlamaCpp(Peer):
 
     def count(self, event: dict[str, Any], before: int) -> int:
         return len(event.get("tokens", ()))
+
+    def cached(self, event: dict[str, Any]) -> int:
+        return int(event["timings"]["cache_n"]) if event.get("stop") else 0
 
 
 class TransformersServe(Peer):
