@@ -14,7 +14,8 @@ from ds4_kvcache.evict import Victim
 from ds4_kvcache.index import Node
 from ds4_kvcache.store import Store
 
-MOST_NODES = 20_000  # of one Inspect, some megabytes
+# Of one Inspect, some megabytes; a brief one shows all that 64 GB hold of V4 Flash.
+MOST_NODES, MOST_BRIEF_NODES = 20_000, 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,9 @@ def prefix(store: Store, node: Node) -> Prefix:
     )
 
 
-def inspect(cache: Cache, key: bytes, levels: int) -> list[tuple[Store, Node]]:
+def inspect(
+    cache: Cache, key: bytes, levels: int, most: int = MOST_NODES
+) -> list[tuple[Store, Node]]:
     """A block and its descendants of so many levels, parents first; all roots' for no key."""
     with cache.lock:
         if key:
@@ -156,10 +159,10 @@ def inspect(cache: Cache, key: bytes, levels: int) -> list[tuple[Store, Node]]:
             if not level:
                 break
             found += level
-            if len(found) > MOST_NODES:
+            if len(found) > most:
                 raise RequestError(
                     "TOO_MUCH_TO_SHOW",
-                    f"more than {MOST_NODES} blocks",
+                    f"more than {most} blocks",
                     "give the key of a block further down, or fewer levels",
                 )
         return found

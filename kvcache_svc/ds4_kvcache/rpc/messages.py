@@ -174,7 +174,7 @@ def block_nodes(
 ) -> Iterator[pb.BlockNode]:
     """Blocks as people look at them; without token ids when `brief`."""
     with cache.lock:
-        judges = {store: evict.judge(cache.scene(store)) for store, _ in found}
+        judges = {store: evict.judge(cache.scene(store)) for store in {one for one, _ in found}}
     for store, node in found:
         yield _block_node(cache, store, node, judges[store], [] if brief else _tokens(store, node))
 

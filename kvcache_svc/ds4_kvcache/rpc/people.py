@@ -56,7 +56,8 @@ class People(kvcache_pb2_grpc.KvCacheServicer):
 
     async def Inspect(self, request: pb.InspectRequest, context: object) -> pb.InspectResponse:
         def shown() -> pb.InspectResponse:
-            found = browse.inspect(self.cache, request.key, request.levels)
+            most = browse.MOST_BRIEF_NODES if request.brief else browse.MOST_NODES
+            found = browse.inspect(self.cache, request.key, request.levels, most)
             nodes = messages.block_nodes(self.cache, found, brief=request.brief)
             return pb.InspectResponse(nodes=nodes)
 

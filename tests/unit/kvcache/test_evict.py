@@ -1,5 +1,6 @@
 """Which records go when room is needed: each test is a fault that another cache once had."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from ds4_kvcache import browse, evict, pins
 from ds4_kvcache.browse import Selection
 from ds4_kvcache.cache import Cache
 from ds4_kvcache.disk import Kind
-from ds4_kvcache.errors import RefusedError
+from ds4_kvcache.errors import RefusedError, RequestError
+from ds4_kvcache.evict import Scene
 from ds4_kvcache.index import Node
+from ds4_kvcache.rpc import messages
 from ds4_kvcache.store import Store
 
 from tests.unit.kvcache.small_cache import (
@@ -222,6 +225,25 @@ def test_eviction_by_key_age_and_salt(cache: Cache, store: Store, clock: Clock) 
         assert {victim.node for victim in victims} == set(gone)
         cache.drop(victims)
     assert set(store.index.nodes.values()) == {new[0]}
+
+
+def test_many_blocks_are_judged_by_one_plan(
+    cache: Cache, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To show a tree costs one look at the store, not one for each of its blocks."""
+    chain(store, 5)
+    scenes: list[Scene] = []
+    judge = evict.judge
+
+    def counted(scene: Scene) -> Callable[[Node], tuple[float, str]]:
+        scenes.append(scene)
+        return judge(scene)
+
+    monkeypatch.setattr(evict, "judge", counted)
+    shown = list(messages.block_nodes(cache, browse.inspect(cache, b"", 10), brief=True))
+    assert (len(shown), len(scenes)) == (5, 1)
+    with pytest.raises(RequestError, match="more than 3 blocks"):
+        browse.inspect(cache, b"", 10, most=3)
 
 
 def test_counters_are_sums(cache: Cache, store: Store) -> None:
