@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 BLOCK_TOKENS = 128
 KEY_BYTES = 32
 BLOCK_TOKEN_BYTES = 4 * BLOCK_TOKENS
-SALT_MAX_BYTES = 0xFFFF  # its length is hashed as u16
+SALT_MAX_BYTES = 255  # the name of a domain; its length is hashed as u16
 
 # Bumped when the chain itself changes: no key of one version can then be one of another.
 _DOMAIN = b"ds4kv\x01"

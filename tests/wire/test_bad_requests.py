@@ -90,6 +90,10 @@ BAD = {
         pb.GenerateRequest(client=types_pb2.ClientInfo(name="n" * 256), prompt=IDS),
         "CLIENT_NAME_TOO_LONG",
     ),
+    "salt": (
+        pb.GenerateRequest(prompt=IDS, cache=pb.CachePolicy(salt="é" * 128)),
+        "SALT_TOO_LONG",
+    ),
     "priority": (pb.GenerateRequest(priority=77, prompt=IDS), "UNKNOWN_PRIORITY"),  # type: ignore[arg-type]
     "role": (chat(types_pb2.Message(role=99, content="x")), "UNKNOWN_ROLE"),  # type: ignore[arg-type]
     "no role": (chat(types_pb2.Message(content="x")), "UNKNOWN_ROLE"),

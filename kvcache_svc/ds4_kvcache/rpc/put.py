@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 
 from ds4.v1 import kvcache_pb2 as pb
 from ds4.v1 import kvstore_pb2
+from ds4_runtime.kv_keys import SALT_MAX_BYTES
 
 from ds4_kvcache import codec
 from ds4_kvcache.cache import Cache
@@ -24,7 +25,6 @@ from ds4_kvcache.store import Put, Store
 
 # V4 Flash's largest record, a checkpoint in float32, has 12 MB.
 MAX_RECORD_BYTES = 64_000_000
-MAX_SALT_BYTES = 255
 # Of a codec and of why a checkpoint is there: newer daemons may know more, and each is one byte.
 _MOST_NUMBER = 255
 # Records of a stream that are compressed while the next one arrives.
@@ -173,11 +173,11 @@ def _record(header: pb.RecordHeader, data: bytes) -> Put:
 
 def check_salt(salt: str) -> None:
     """Raise RequestError for one that is no name."""
-    if len(salt.encode()) > MAX_SALT_BYTES:
+    if len(salt.encode()) > SALT_MAX_BYTES:
         raise RequestError(
             "SALT_TOO_LONG",
             f"the salt has {len(salt.encode())} bytes",
-            f"use a name of {MAX_SALT_BYTES} at most",
+            f"use a name of {SALT_MAX_BYTES} at most",
         )
 
 

@@ -222,7 +222,7 @@ class CachePolicy(_message.Message):
     NO_SAVE_FIELD_NUMBER: _builtins.int
     salt: _builtins.str
     """Isolation domain: prefixes are shared within one salt only. Empty is the domain that
-    all clients of this user share.
+    all clients of this user share. 255 bytes at most.
     """
     bypass: _builtins.bool
     """Restore nothing, compute the whole prompt."""
