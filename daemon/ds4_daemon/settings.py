@@ -97,8 +97,12 @@ class Settings(ProcessSettings):
     kv_min_saving_s: float = Field(
         0.3, ge=0, description="restore only what takes longer than this to compute"
     )
+    # With more than gRPC can count every call would be late at once.
     kv_deadline_s: float = Field(
-        2.0, gt=0, description="least time that a restore may take before the prompt is computed"
+        2.0,
+        gt=0,
+        le=3600,
+        description="least time that a restore may take before the prompt is computed",
     )
     # A stretch of 4,096 tokens in a hundred restores: a percent of what they saved.
     kv_canary_every: int = Field(

@@ -202,6 +202,7 @@ def test_open_run_directory_is_refused(home: Path) -> None:
 BAD_SETTINGS = {
     "flag": (("--chunk-tokens", "0"), "", {}, "--chunk-tokens"),
     "not a number": (("--max-running", "many"), "", {}, "--max-running"),
+    "endless": (("--kv-deadline-s", "inf"), "", {}, "3600"),
     "device": (("--device", "abacus"), "", {}, "--device"),
     "type": (("--device", "cpu", "--dtype", "bf16"), "", {}, "f32"),
     "tiny temperature": ((), "", {"DS4_TEMPERATURE": "1e-9"}, "temperature"),
