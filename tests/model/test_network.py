@@ -123,9 +123,16 @@ def test_rounding_functions_equal_the_reference_bit_for_bit(name: str, device: s
         assert np.array_equal(got.view(np.int32), expected.view(np.int32))
 
 
-def test_a_sequence_does_not_depend_on_its_company(folders: dict[str, Path]) -> None:
-    """On a CPU a sequence's logits are the same bits alone and in any mixed batch."""
-    network = load_network(folders["small"], device="cpu")
+@pytest.mark.parametrize(("device", "bound"), [("cpu", 0.0), ("mlx-cpu", 1e-4)])
+def test_a_sequence_does_not_depend_on_its_company(
+    folders: dict[str, Path], device: str, bound: float
+) -> None:
+    """A sequence's logits are the same bits on a CPU alone and in any mixed batch.
+
+    MLX promises no order of summing, so there they are the same within what sums in float32 lose;
+    not after rounding, which makes a last bit a step of FP8.
+    """
+    network = load_network(folders["small"], device=device, dtype="f32", rounding=device == "cpu")
     plans = {0: [90, 1, 1, 1], 1: [17, 1, 1, 1], 2: [1, 1, 40, 1], 3: [64, 90, 1, 5]}
     ids = {i: random_ids(network.config, sum(plan), i) for i, plan in plans.items()}
 
@@ -147,7 +154,7 @@ def test_a_sequence_does_not_depend_on_its_company(folders: dict[str, Path]) -> 
             expected = alone[i][step]
             assert logits is not None
             assert expected is not None
-            assert np.array_equal(logits, expected), (i, step)
+            assert np.abs(logits - expected).max() <= bound, (i, step)
 
 
 def test_a_token_does_not_depend_on_how_many_are_decoded(folders: dict[str, Path]) -> None:
