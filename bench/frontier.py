@@ -25,8 +25,6 @@ import numpy as np
 from ds4_daemon.model.files import ModelFiles, open_model
 from ds4_daemon.model.load import load_network
 from ds4_daemon.model.network import Network, Segment, Want
-from ds4_daemon.model.quant import dequantize, integers
-from ds4_daemon.model.tensor import Format
 from ds4_daemon.standin import make as make_stand_in
 from ds4_runtime.address import Home
 
@@ -67,15 +65,10 @@ class Transformers:
         import torch
         from transformers import DynamicCache
 
-        from bench.transformers_peer import peer_model
-
-        def read(name: str) -> np.ndarray:
-            tensor = files.tensor(name)
-            wide = tensor.format in (Format.I32, Format.I64)
-            return integers(tensor).astype(np.int64) if wide else dequantize(tensor)
+        from bench.transformers_peer import peer_model, reader
 
         self._torch = torch
-        self._model = peer_model(files.config, read)
+        self._model = peer_model(files.config, reader(files))
         self._new_cache = partial(DynamicCache, config=self._model.config)
         self.begin()
 

@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 from ds4_daemon.model.config import CSA_RATIO, ModelConfig
+from ds4_daemon.model.files import ModelFiles
 from ds4_daemon.model.layout import expert_name
+from ds4_daemon.model.quant import dequantize, integers
+from ds4_daemon.model.tensor import Format
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 Read = Callable[[str], np.ndarray]
@@ -144,6 +147,17 @@ def peer_names(c: ModelConfig) -> Iterator[tuple[str, str]]:
             names |= _INDEXER
         for ours, theirs in names.items():
             yield f"layers.{i}.{ours}", f"model.layers.{i}.{theirs}"
+
+
+def reader(files: ModelFiles) -> Read:
+    """Reads an opened model's tensors for `peer_tensors`, whatever they are stored as."""
+
+    def read(name: str) -> np.ndarray:
+        tensor = files.tensor(name)
+        wide = tensor.format in (Format.I32, Format.I64)
+        return integers(tensor).astype(np.int64) if wide else dequantize(tensor)
+
+    return read
 
 
 def peer_tensors(c: ModelConfig, read: Read) -> Iterator[tuple[str, torch.Tensor]]:

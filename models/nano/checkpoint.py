@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from ds4_daemon.model.config import ModelConfig
+from ds4_daemon.model.files import open_model
 from safetensors.torch import load_file, save_file
 
-from bench.transformers_peer import peer_tensors, released_tensors
+from bench.transformers_peer import peer_tensors, reader, released_tensors
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
 KEPT = 2
@@ -66,15 +67,13 @@ def write_parent(
     shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
 
 
-def read_state(path: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """The peer's state dict from a file of released names."""
-    tensors = load_file(path)
-
-    def read(name: str) -> Any:
-        value = tensors[name]
-        return (value.float() if value.is_floating_point() else value).numpy()
-
-    return dict(peer_tensors(config, read))
+def state_of(model: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The peer's state dict from any model that ds4 opens: a folder, or a quantized file, whose
+    weights are those that its blocks stand for. Raises ValueError if it is of other sizes."""
+    with open_model(model) as files:
+        if files.config != config:
+            raise ValueError(f"{model} is a model of other sizes")
+        return dict(peer_tensors(config, reader(files)))
 
 
 def save(
@@ -113,7 +112,7 @@ def load(
     folder: Path, config: ModelConfig
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:
     """State dict of the masters, moments and progress of a checkpoint."""
-    state = read_state(folder / "masters" / "model.safetensors", config)
+    state = state_of(folder / "masters", config)
     progress: dict[str, Any] = json.loads((folder / "state.json").read_text())
     return state, load_file(folder / "moments.safetensors"), progress
 

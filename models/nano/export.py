@@ -34,7 +34,7 @@ def trainee_of(folder: Path, device: torch.device | None = None) -> Trainee:
     config = files.config
     files.close()
     trainee = Trainee(config, device or torch.device("cpu"), 0, bf16=False)
-    trainee.net.load_state_dict(checkpoint.read_state(folder / "model.safetensors", config))
+    trainee.net.load_state_dict(checkpoint.state_of(folder, config))
     trainee.net.eval()
     trainee.choose_sparsely(True)
     return trainee

@@ -18,7 +18,8 @@ from torch import nn
 from transformers import DeepseekV4ForCausalLM
 
 from bench.transformers_peer import peer_config
-from models.nano import attention
+from models.nano import attention, fused
+from models.nano.parts import Parts, collapse, expand
 
 FLOAT32 = (".attn_hc.", ".ffn_hc.", ".hc_head.")  # what stays float32 in a bf16 model
 
@@ -47,13 +48,11 @@ class Trainee:
         self.net.to(device)
         self.net.train()
         self.balance_tables(np.zeros(config.vocab_size, np.int64), seed)
-        mixes = (_collapse, _expand)
-        if compiled == "mixes":
-            mixes = tuple(torch.compile(f, dynamic=False) for f in mixes)
+        self.parts = Parts() if compiled == "parts" else None
         for layer in self.net.model.layers:
-            _adapt(layer, config, mixes)
-            if compiled == "layers":
-                layer.compile(dynamic=False)
+            _adapt(layer, config)
+            if self.parts is not None:
+                fused.install(layer, self.parts, config.rms_norm_eps)
 
     def _routers(self, hashed: bool) -> Iterator[Any]:
         for layer in self.net.model.layers:
@@ -79,10 +78,11 @@ class Trainee:
 
     def losses(self, ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of every token [B, S] in nats, and the indexers' mean divergence."""
-        logits = self.net.lm_head(self.hidden(ids)).float()
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="none"
-        )
+        logits = self.net.lm_head(self.hidden(ids)).flatten(0, 1)
+        if self.parts is not None:
+            loss = self.parts.token_losses(logits, targets.flatten())
+        else:
+            loss = nn.functional.cross_entropy(logits.float(), targets.flatten(), reduction="none")
         divergences = [indexer.divergence for indexer in self.indexers]
         divergence = torch.stack(divergences).mean() if divergences else loss.new_zeros(())
         return loss.view_as(targets), divergence
@@ -90,15 +90,14 @@ class Trainee:
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """For rows of other lengths than training's, each of which would be compiled anew."""
-        layers = list(self.net.model.layers)
-        compiled = [layer.mixes for layer in layers]
-        for layer in layers:
-            layer.mixes = (_collapse, _expand)
+        if self.parts is None:
+            yield
+            return
+        self.parts.compiled = False
         try:
             yield
         finally:
-            for layer, mixes in zip(layers, compiled, strict=True):
-                layer.mixes = mixes
+            self.parts.compiled = True
 
     def choose_sparsely(self, sparse: bool) -> None:
         """Whether attention sees the indexer's choice or every entry."""
@@ -145,8 +144,7 @@ def balanced_table(
     return torch.from_numpy(table)
 
 
-def _adapt(layer: Any, config: ModelConfig, mixes: Any) -> None:
-    layer.mixes = mixes
+def _adapt(layer: Any, config: ModelConfig) -> None:
     layer.forward = MethodType(_layer_forward, layer)
     layer.mlp.gate.forward = MethodType(_router_forward, layer.mlp.gate)
     layer.mlp.gate.load = None
@@ -161,41 +159,9 @@ def _adapt(layer: Any, config: ModelConfig, mixes: Any) -> None:
         indexer.scores = indexer.divergence = indexer.mass = None
 
 
-def _collapse(
-    streams: torch.Tensor, fn: torch.Tensor, base: torch.Tensor, scale: torch.Tensor,
-    rounds: int, eps: float, norm_eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """streams [N, m, D] → what the block reads [N, D], and how its answer goes back."""
-    m = streams.shape[1]
-    flat = streams.flatten(1).float()
-    flat = flat * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
-    pre, post, comb = nn.functional.linear(flat, fn.float()).split([m, m, m * m], dim=-1)
-    pre_base, post_base, comb_base = base.float().split([m, m, m * m])
-    scale = scale.float()
-    pre = torch.sigmoid(pre * scale[0] + pre_base) + eps
-    post = 2 * torch.sigmoid(post * scale[1] + post_base)
-    comb = torch.softmax((comb * scale[2] + comb_base).view(-1, m, m), dim=-1) + eps
-    comb = comb / (comb.sum(dim=-2, keepdim=True) + eps)
-    for _ in range(rounds - 1):
-        comb = comb / (comb.sum(dim=-1, keepdim=True) + eps)
-        comb = comb / (comb.sum(dim=-2, keepdim=True) + eps)
-    x = (pre.unsqueeze(-1) * streams).sum(dim=1).to(streams.dtype)
-    return x, post, comb
-
-
-def _expand(
-    streams: torch.Tensor, y: torch.Tensor, post: torch.Tensor, comb: torch.Tensor
-) -> torch.Tensor:
-    """streams'[k] = post[k] y + the sum over j of comb[j, k] streams[j]."""
-    mixed = (comb.unsqueeze(-1) * streams.unsqueeze(2)).sum(dim=1)
-    return (post.unsqueeze(-1) * y.unsqueeze(1) + mixed).to(streams.dtype)
-
-
 def _layer_forward(self: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     input_ids = kwargs.pop("input_ids", None)
     rows, tokens, m, width = hidden_states.shape
-    collapse, expand = self.mixes
-    # One shape for every row length, as long as a batch holds as many tokens: compiled once.
     streams = hidden_states.reshape(rows * tokens, m, width)
     for mix, norm, block in (
         (self.attn_hc, self.input_layernorm, self.self_attn),

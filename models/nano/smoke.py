@@ -24,11 +24,11 @@ def smoke(plan: Plan, source: feed.Source, device: torch.device) -> None:
     report: dict[str, Any] = {"torch": torch.__version__, "device": str(device)}
     if device.type == "cuda":
         report["device"] = torch.cuda.get_device_name()
-    for mode in ("none", "mixes"):
+    for mode in ("none", "parts"):
         for sequence in _SEQUENCES:
             report[f"{mode}/{sequence}"] = _measure(plan, device, mode, sequence)
             print(json.dumps(report), flush=True)
-    quicker = max(("none", "mixes"), key=lambda m: report[f"{m}/1024"]["tokens_per_s"])
+    quicker = max(("none", "parts"), key=lambda m: report[f"{m}/1024"]["tokens_per_s"])
     started = time.monotonic()
     plan = replace(plan, minutes=_TRAINED_MINUTES, compiled=quicker, checkpoint_s=45)
     trainer = Trainer(plan, GEOMETRY, source, device, wall_clock(started))

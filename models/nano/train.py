@@ -1,7 +1,7 @@
 """Trains the embedded model for so many minutes, and can be killed and resumed at any time.
 
-    python models/nano/train.py --data CORPUS --out DIR --minutes M [--resume] [--init FOLDER]
-                                [--seed N] [--device cuda] [--compile none|mixes|layers] [--smoke]
+    python models/nano/train.py --data CORPUS --out DIR --minutes M [--resume] [--init MODEL]
+                                [--seed N] [--device cuda] [--compile none|parts] [--smoke]
 
 Writes DIR/log.jsonl (a line every ten steps) and checkpoints DIR/step-N that ds4 opens as models.
 The time counts from the start of the process, compilation included; a resumed run goes on where the
@@ -50,8 +50,8 @@ class Plan:
     accumulate: int = 1
     compiled: str = "none"
     quantized: str = "project"  # or "noise", "none"
-    checkpoint_s: float = 150.0
-    evaluate_s: float = 180.0
+    checkpoint_s: float = 300.0
+    evaluate_s: float = 400.0
     corpus: Path | None = None  # for figures on the way; None: without them
     matrix_rate: float = optim.MATRIX_RATE
     orthogonal: bool = True
@@ -101,7 +101,7 @@ class Trainer:
             loss.mean().backward()
             self.trainee.net.zero_grad(set_to_none=True)
         if init is not None:
-            state = checkpoint.read_state(init / "model.safetensors", self.config)
+            state = checkpoint.state_of(init, self.config)
             self.trainee.net.load_state_dict(state)
             self.optimizer.load(state, {})
             return  # of one file: all ranks have the same
@@ -289,12 +289,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--micro-tokens", type=int, default=65_536)
     parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--compile", choices=("none", "mixes", "layers"), default="none")
+    parser.add_argument("--compile", choices=("none", "parts"), default="none")
     parser.add_argument("--qat", choices=("project", "noise", "none"), default="project")
     parser.add_argument("--rate", type=float, default=optim.MATRIX_RATE)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--init", type=Path, help="a checkpoint or exported folder to begin from")
+    parser.add_argument("--init", type=Path, help="a model to begin from: folder or GGUF")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()

@@ -15,13 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from ds4_daemon.model.files import open_model
-from ds4_daemon.model.quant import dequantize, integers
 from ds4_daemon.model.tensor import Bytes
 from ds4_daemon.standin.gguf_writer import storage
 from gguf import GGMLQuantizationType as Type
@@ -29,8 +25,7 @@ from gguf import GGMLQuantizationType as Type
 # As a script, this file finds its neighbours whatever the working folder.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.transformers_peer import peer_tensors
-from models.nano import build_ggml, feed, heldout, quantize
+from models.nano import build_ggml, checkpoint, feed, heldout, quantize
 from models.nano.export import trainee_of
 from models.nano.ggml import Floats, Quantizer
 from models.nano.importance import Importance, measure
@@ -70,13 +65,7 @@ def calibrated(parent: Path, source: feed.Source, tokens: int, seed: int) -> lis
 
 def fill(trainee: Trainee, path: Path) -> None:
     """Give the trainer's network the weights of any model file, dequantized."""
-    with open_model(path) as files:
-
-        def read(name: str) -> npt.NDArray[Any]:
-            tensor = files.tensor(name)
-            return integers(tensor) if name.endswith("tid2eid") else dequantize(tensor)
-
-        trainee.net.load_state_dict(dict(peer_tensors(files.config, read)))
+    trainee.net.load_state_dict(checkpoint.state_of(path, trainee.config))
 
 
 def throughout(kind: Type) -> Callable[[str, tuple[int, ...]], Type]:

@@ -144,7 +144,7 @@ def _task(rng: random.Random, pool: Pool, made: _Made) -> tuple[str, dict[str, V
     return said, arguments
 
 
-_NOT_CALLED = 0.4
+_NOT_CALLED = 0.33
 
 _FRAMES = (
     "Please {}.", "{}.", "Can you {}?", "I want you to {}.", "Could you please {}?", "{}, please.",
@@ -280,7 +280,7 @@ def tasks(rng: random.Random, source: Source) -> Conversation:
     pool = source.pool
     box = _toolbox(rng, pool, rng.randint(2, 4))
     messages: list[Message] = []
-    for number in range(rng.randint(2, 4)):
+    for number in range(rng.randint(3, 6)):
         if rng.random() < _NOT_CALLED:
             one = _not_done(rng, source, box)
             messages += [user(one.question), assistant(one.answer)]
