@@ -71,7 +71,8 @@ def state_of(model: Path, config: ModelConfig) -> dict[str, torch.Tensor]:
     """The peer's state dict from any model that ds4 opens: a folder, or a quantized file, whose
     weights are those that its blocks stand for. Raises ValueError if it is of other sizes."""
     with open_model(model) as files:
-        if files.config != config:
+        # Draft stages are not trained, and not written.
+        if dataclasses.replace(files.config, draft_stages=config.draft_stages) != config:
             raise ValueError(f"{model} is a model of other sizes")
         return dict(peer_tensors(config, reader(files)))
 

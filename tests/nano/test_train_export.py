@@ -9,7 +9,7 @@ import torch
 from ds4_daemon.model.config import ModelConfig
 from ds4_daemon.model.quant import codes
 
-from models.nano import checkpoint, qat
+from models.nano import checkpoint, qat, quantize
 from models.nano.export import difference, export, trainee_of
 from models.nano.geometry import GEOMETRY
 from models.nano.model import Trainee
@@ -78,3 +78,18 @@ def _in_grid(runs: np.ndarray, grid: set[tuple[int, ...]]) -> bool:
     whole = np.abs(runs).round().astype(int)
     close = np.allclose(np.abs(runs), whole, atol=1e-2)
     return close and all(tuple(run) in grid for run in whole.tolist())
+
+
+def test_a_run_can_begin_from_the_file_that_came_of_one(tmp_path: Path) -> None:
+    """A quantized file gives the trainer's weights back as its blocks hold them, experts too; one
+    of other sizes is refused."""
+    folder = parent(tmp_path / "step-1")
+    quantize.write(folder, tmp_path / "tiny.gguf")
+    ours = checkpoint.state_of(tmp_path / "tiny.gguf", TINY)
+    theirs = checkpoint.state_of(folder, TINY)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        apart = (ours[name].float() - value.float()).norm() / value.float().norm().clamp_min(1e-9)
+        assert apart < (0.4 if ".mlp.experts." in name else 0.01), (name, float(apart))
+    with pytest.raises(ValueError, match="other sizes"):
+        checkpoint.state_of(folder, GEOMETRY)
