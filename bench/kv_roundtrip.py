@@ -67,13 +67,13 @@ async def measure(folder: Path, quick: bool, only: str) -> dict[str, float]:
             async with parts.engine(home, model) as engine:
                 rows = await parts.rows(engine)
                 log("decode")
-                found |= await decode_stall(engine, rows, service, windows=5 if quick else 24)
+                found |= await decode_stall(engine, rows, service, windows=4 if quick else 24)
                 if only == "decode":
                     return found
                 log("twenty turns")
                 found |= await parts.twenty_turns(engine, rows, service, TOKENS, TURNS)
             log("restores")
-            found |= parts.restores(home, model, service, TOKENS, times=4 if quick else 6)
+            found |= parts.restores(home, model, service, TOKENS, times=3 if quick else 6)
         log("churn")
         budget_bytes = 64_000_000 if quick else 400_000_000
         found |= await asyncio.to_thread(parts.churn, home / "churn", rows, budget_bytes)
