@@ -61,8 +61,10 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # Despite its name, how long a connection may take to come about: where nobody listens it is
+    # refused at once, but a daemon on a busy machine may need a second for its first word.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # A daemon that comes back is found within a second, not within gRPC's two minutes.
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Two clients of one process do not share a connection by accident.

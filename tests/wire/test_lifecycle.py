@@ -1,6 +1,7 @@
 """The life of the daemon's process: start, refusal, death, drain, and what it leaves."""
 
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -34,6 +35,20 @@ def make(home: Path, models: standin.StandIn) -> Any:
     yield one
     for each in made:
         each.kill()
+
+
+def test_a_daemon_that_is_held_up_is_waited_for(make: Any) -> None:
+    """A process that gets no time of a busy machine for a second is not taken for one that left."""
+    daemon = make().start()
+    pid = daemon.status().process.pid
+    os.kill(pid, signal.SIGSTOP)
+    goes_on = threading.Timer(1.0, os.kill, (pid, signal.SIGCONT))
+    goes_on.start()
+    try:
+        with daemon.client() as client:
+            assert client.run("hello", max_tokens=2).usage.completion_tokens > 0
+    finally:
+        goes_on.join()
 
 
 def test_directory_and_socket_are_private(daemon: Daemon) -> None:
