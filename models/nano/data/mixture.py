@@ -17,7 +17,7 @@ from ds4_daemon.standin import TOKENIZER as STAND_IN
 from ds4_daemon.text.conversation import Conversation, Message, Role
 from ds4_daemon.text.tokenizer import Tokenizer
 
-from models.nano.data import chat, corpus, recall, sums, tools, widen, words, world
+from models.nano.data import chat, corpus, recall, spelling, sums, tools, widen, words, world
 from models.nano.data.encode import ANSWER, FILLER, FULL, Encoder, Sample
 from models.nano.data.turns import assistant, conversation, user
 from models.nano.data.words import Pool
@@ -35,14 +35,15 @@ class Part(StrEnum):
     TALES = "tales"
     SUMS = "sums"
     PUBLIC = "public"  # dialogues, questions and glosses of the corpus
+    SPELLING = "spelling"  # words once more, where they are cut into other tokens
 
 
 # Of these a row may hold a piece: they read on from anywhere.
 CUTTABLE = frozenset((Part.BOOKS,))
 
-_A = (14, 7, 11, 25, 4, 27, 3, 4, 5)
-_B = (11, 7, 9, 29, 4, 29, 3, 4, 4)
-_C = (9, 6, 16, 27, 3, 32, 2, 3, 2)
+_A = (12, 7, 10, 23, 4, 24, 3, 4, 4, 9)
+_B = (10, 7, 9, 26, 4, 27, 2, 4, 3, 8)
+_C = (8, 6, 15, 25, 3, 30, 2, 3, 2, 6)
 
 
 class Phase(Enum):
@@ -65,6 +66,7 @@ _SEVERAL = 0.6  # of the tool samples have several requests
 _PIECES_SEED = 20261124
 _PIECES = 30_000  # thrice the short stories: those are few, and learned by heart where they recur
 _PIECE_CHARACTERS = 3000
+_WORDY_PIECES = 3_000
 
 
 class _Windows(NamedTuple):
@@ -106,7 +108,9 @@ class Mixture:
         self._books = _Windows.over(documents["classics"])
         self._tales = _Windows.over([d for name in _TALES for d in documents[name]])
         self._tiny = documents["tinystories"]
-        self._filler = [*self._tiny, *_pieces(documents)]
+        pieces = _pieces(documents)
+        self._filler = [*self._tiny, *pieces]
+        self._words = spelling.of_books((*self._tiny, *pieces[:_WORDY_PIECES]))
         self._public = [documents[name] for name in _PUBLIC]
 
     def sample(self, part: Part, rng: random.Random, longest_tokens: int) -> Sample:
@@ -140,6 +144,9 @@ class Mixture:
                 longest = max(longest_tokens - _SPARE_TOKENS, 100)
                 asked = recall.recall(rng, self.source.pool, self._filler, longest)
                 return encoder.chat(asked, long_turns=FILLER, answers=ANSWER)
+            case Part.SPELLING:
+                made = spelling.exercises(rng, self.source.pool, self._words)
+                return encoder.chat(made, answers=ANSWER)
         answers = ANSWER if part in (Part.TOOLS, Part.SUMS) else FULL
         return encoder.chat(conversation_of(part, rng, self.source), answers=answers)
 
