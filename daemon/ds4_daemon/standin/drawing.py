@@ -2,7 +2,8 @@
 
 Owns the geometry and the scale of each kind of tensor. Each tensor has its own generator, so none
 depends on the order they are drawn in. No parameter has the value (0 or 1) that would hide a
-network which forgot it. Called by `release` and `gguf_writer`, which store the same numbers twice.
+network which forgot it. Called by `release` and `gguf_writer`, which store the same numbers twice,
+and by the benches' synthetic model, which repeats them to V4 Flash's size.
 """
 
 import math
@@ -97,10 +98,11 @@ def expert_values(name: str, shape: tuple[int, int], seed: int) -> Floats:
     return dequantize_blocks(*draw_expert(name, shape, seed))
 
 
-def draw_tid2eid(name: str, shape: tuple[int, int], seed: int) -> npt.NDArray[np.int64]:
+def draw_tid2eid(
+    name: str, shape: tuple[int, int], experts: int, seed: int
+) -> npt.NDArray[np.int64]:
     """(vocab, k) experts of each token: distinct, and every expert serves equally many tokens."""
     tokens, k = shape
-    experts = GEOMETRY.n_routed_experts
     generator = _generator(name, seed)
     # Rows are windows of k in a repeated random order, which ends where a row does.
     rows = int(np.lcm(k, experts)) // k

@@ -1,12 +1,14 @@
 """Writes GGUF files with the types of the published 2-bit file of DeepSeek V4 Flash.
 
 Owns which tensor gets which ggml type and the metadata under that file's names. `write_model` takes
-anyone's tensors (models/nano/quantize.py writes the trained model with it); `write_gguf` writes the
-stand-in's, which it knows only as `drawing` gives them. Called by `standin.make`.
+anyone's tensors (models/nano/quantize.py writes the trained model with it), `write_header` all but
+the data, for a writer of more than memory holds; `write_gguf` writes the stand-in's, which it knows
+only as `drawing` gives them. Called by `standin.make`.
 """
 
 import json
 from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ds4_daemon.model.gguf_file import gguf_name
 from ds4_daemon.standin import drawing
 
 Stored = tuple[str, npt.NDArray[Any], Type]
+Listed = tuple[str, tuple[int, ...], Type]  # name, shape with the row length last
 
 _Q8_0 = ("head.weight", ".wq_a.weight", "attn.wq_b.weight", "attn.wkv.weight", ".wo_a.weight",
          ".wo_b.weight")  # fmt: skip
@@ -38,16 +41,45 @@ def write_model(
     path: Path, config: ModelConfig, tokenizer: Path, title: str, tensors: Iterable[Stored]
 ) -> None:
     """Any model in one file: `tensors` are (GGUF name, values or blocks, ggml type)."""
+    stored = list(tensors)
+    listed = [(name, _shape(data, kind), kind) for name, data, kind in stored]
+    write_header(path, config, tokenizer, title, listed)
+    with path.open("ab") as file:
+        for _, data, _ in stored:
+            file.write(np.ascontiguousarray(data).data)
+            file.write(padding(data.nbytes))
+
+
+def write_header(
+    path: Path, config: ModelConfig, tokenizer: Path, title: str, listed: Iterable[Listed]
+) -> None:
+    """The file up to its data, which is to be appended: each tensor's, then its `padding`."""
     writer = gguf.GGUFWriter(path, GGUF_ARCHITECTURE)
     writer.add_name(title)
     _add_config(writer, config)
     _add_tokenizer(writer, json.loads(tokenizer.read_text("utf-8")))
-    for name, data, kind in tensors:
-        writer.add_tensor(name, data, raw_dtype=kind)
+    for name, shape, kind in listed:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        nbytes = prod(shape) // block * block_bytes
+        # Any type but uint8 makes the writer take the shape as it is.
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
     writer.close()
+    with path.open("ab") as file:
+        file.write(padding(file.tell()))
+
+
+def padding(nbytes: int) -> bytes:
+    """What follows `nbytes` so that the next tensor begins where the format wants it."""
+    return bytes(-nbytes % gguf.GGUF_DEFAULT_ALIGNMENT)
+
+
+def _shape(data: npt.NDArray[Any], kind: Type) -> tuple[int, ...]:
+    if data.dtype != np.uint8:
+        return data.shape
+    return tuple(gguf.quant_shape_from_byte_shape(data.shape, kind))
 
 
 def _tensors(seed: int) -> Iterator[Stored]:
@@ -60,7 +92,9 @@ def _tensors(seed: int) -> Iterator[Stored]:
             if len(stack) == drawing.GEOMETRY.n_routed_experts:
                 yield gguf_name(name), np.stack(stack), Type[fmt.label]
         elif name.endswith("tid2eid"):
-            table = drawing.draw_tid2eid(name, (shape[0], shape[1]), seed)
+            table = drawing.draw_tid2eid(
+                name, (shape[0], shape[1]), drawing.GEOMETRY.n_routed_experts, seed
+            )
             yield gguf_name(name), table.astype(np.int32), Type.I32
         else:
             kind = storage(name, shape)
@@ -124,7 +158,9 @@ def _add_config(writer: gguf.GGUFWriter, c: ModelConfig) -> None:
         writer.add_float32(f"{GGUF_ARCHITECTURE}.{key}", value)
     writer.add_string(f"{GGUF_ARCHITECTURE}.rope.scaling.type", "yarn")
     writer.add_bool(f"{GGUF_ARCHITECTURE}.expert_weights_norm", True)
-    writer.add_array(f"{GGUF_ARCHITECTURE}.attention.compress_ratios", list(c.compress_ratios))
+    # What follows the layers' belongs to the draft stages, which have no tensors in this file.
+    ratios = [*c.compress_ratios, *[0] * c.draft_stages]
+    writer.add_array(f"{GGUF_ARCHITECTURE}.attention.compress_ratios", ratios)
     limits = [c.swiglu_limit] * c.num_hidden_layers
     writer.add_array(f"{GGUF_ARCHITECTURE}.swiglu_clamp_exp", limits)
 
