@@ -10,7 +10,16 @@ import pytest
 from ds4_daemon.kernels.numpy_ops import NumpyOps
 from ds4_daemon.kvlink import grid
 from ds4_daemon.kvlink.layout import Layout
-from ds4_daemon.kvlink.pack import Codec, Pieces, Record, RecordError, pack, places, unpack
+from ds4_daemon.kvlink.pack import (
+    Codec,
+    Pieces,
+    Record,
+    RecordError,
+    pack,
+    pack_alike,
+    places,
+    unpack,
+)
 
 # The rows of V4 Flash in fewer layers: sliding window only, CSA, HCA.
 LAYOUT = Layout(ratios=(0, 4, 128), head_dim=512, rotated=64, index_dim=128, window=127)
@@ -244,3 +253,19 @@ def test_a_model_whose_windows_cross_blocks_has_no_records() -> None:
     """A ratio that does not divide 128 is told, not rounded."""
     assert LAYOUT.fits
     assert not Layout((0, 24), 512, 64, 128, 127).fits
+
+
+@pytest.mark.parametrize("odd", [None, "a rotated channel", "a value off the grid"])
+def test_records_packed_together_are_those_packed_alone(odd: str | None) -> None:
+    """Each gets the codec and the bytes that it would get alone, whatever its neighbours hold."""
+    records = [rounded(seed)[0] for seed in range(3)]
+    narrow = [r._replace(rows=(r.rows.view(np.uint32) & 0xFFFF0000).view(np.float32))
+              for r in records]  # fmt: skip
+    if odd == "a rotated channel":
+        narrow[1] = records[1]
+    elif odd is not None:
+        narrow[1].rows[0, 0] = 0.3
+    pieces = [record.pieces for record in narrow]
+    together = pack_alike(pieces, LAYOUT)
+    assert together == [pack(one, LAYOUT) for one in pieces]
+    assert len({codec for codec, _ in together}) == (1 if odd is None else 2)

@@ -14,7 +14,7 @@ layer beyond the counts of a `Shape`.
 
 import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -94,7 +94,21 @@ def pack(
 
     `did` is told of each part of `at_once` rows or a layer more, and about how many bytes it makes.
     """
-    return _packed(pieces, layout, at_once, did) or _as_it_is(pieces.joined(layout))
+    coded = _coded(pieces, layout, at_once, did)
+    return _written(coded, pieces.rest) if coded else _as_it_is(pieces.joined(layout))
+
+
+def pack_alike(records: Sequence[Pieces], layout: Layout) -> list[tuple[Codec, bytes]]:
+    """`pack` of several records of one shape, in a fraction of the calls of NumPy: beside a thread
+    that decodes each of those waits for the interpreter, longer than it works."""
+    if len(records) > 1:
+        rows = tuple(part for record in records for part in record.rows)
+        keys = tuple(part for record in records for part in record.keys)
+        coded = _coded(Pieces(rows, keys, ()), layout, _ALL_ROWS, lambda _: None)
+        if coded is not None:
+            count = len(records)
+            return [_written(coded.part(i, count), r.rest) for i, r in enumerate(records)]
+    return [pack(record, layout) for record in records]
 
 
 def places(shape: Shape, layout: Layout, count: int = 1) -> Pieces:
@@ -179,15 +193,33 @@ def packed_size(codec: Codec, shape: Shape, layout: Layout) -> int:
     return n * row + k * key + rest
 
 
-def _packed(
+class _Coded(NamedTuple):
+    """Rows and keys in codes, as arrays of some rows each."""
+
+    codes: list[Codes]
+    scales: list[Codes]
+    rotated: list[Floats]
+    key_codes: list[Codes]
+    key_scales: list[Codes]
+
+    def part(self, number: int, count: int) -> "_Coded":
+        """Of `count` records of one shape the one of this number; all lie in one array."""
+
+        def cut(arrays: list[NDArray[_T]]) -> list[NDArray[_T]]:
+            size = len(arrays[0]) // count if arrays else 0
+            return [array[number * size : (number + 1) * size] for array in arrays]
+
+        return _Coded(*(cut(arrays) for arrays in self))
+
+
+def _coded(
     pieces: Pieces, layout: Layout, at_once: int, did: Callable[[int], None]
-) -> tuple[Codec, bytes] | None:
+) -> _Coded | None:
     """FP8 and FP4 codes, or None where they would lose something."""
     plain = layout.head_dim - layout.rotated
     if plain % FP8_BLOCK or layout.index_dim % FP4_BLOCK:
         return None
-    codes, scales, rotated = list[Codes](), list[Codes](), list[Floats]()
-    key_codes, key_scales = list[Codes](), list[Codes]()
+    made = _Coded([], [], [], [], [])
     # Each step over many rows: beside a thread that decodes, every call waits for its turn.
     with np.errstate(over="ignore", invalid="ignore"):  # values off the grid: `same` finds them
         for part in _groups(pieces.rows, at_once):
@@ -199,9 +231,9 @@ def _packed(
             from_fp8(*found, back)
             if not same(back, unrotated):
                 return None
-            codes.append(found[0])
-            scales.append(found[1])
-            rotated.append(np.ascontiguousarray(rows[:, plain:]))
+            made.codes.append(found[0])
+            made.scales.append(found[1])
+            made.rotated.append(np.ascontiguousarray(rows[:, plain:]))
             did(len(rows) * layout.head_dim)
         for part in _groups(pieces.keys, at_once * layout.head_dim // layout.index_dim):
             keys = _joined(part, "keys", layout.index_dim)
@@ -210,13 +242,17 @@ def _packed(
             from_fp4(*found, back)
             if not same(back, keys):
                 return None
-            key_codes.append(found[0])
-            key_scales.append(found[1])
+            made.key_codes.append(found[0])
+            made.key_scales.append(found[1])
             did(len(keys) * layout.index_dim // 2)
-    narrow = all(_is_bf16(part) for part in rotated)
-    kept = [_narrow(part) for part in rotated] if narrow else rotated
-    rest = [np.ascontiguousarray(part) for part in pieces.rest]
-    parts = (*codes, *scales, *kept, *key_codes, *key_scales, *rest)
+    return made
+
+
+def _written(coded: _Coded, rest: tuple[Floats, ...]) -> tuple[Codec, bytes]:
+    narrow = all(_is_bf16(part) for part in coded.rotated)
+    kept = [_narrow(part) for part in coded.rotated] if narrow else coded.rotated
+    values = [np.ascontiguousarray(part) for part in rest]
+    parts = (*coded.codes, *coded.scales, *kept, *coded.key_codes, *coded.key_scales, *values)
     return (Codec.PACKED if narrow else Codec.PACKED_F32), b"".join(part.data for part in parts)
 
 
@@ -237,11 +273,7 @@ def _joined(parts: tuple[Floats, ...], name: str, width: int) -> Floats:
     back to the system, and taking them anew, page by page, took twice the time of packing.
     """
     out = scratch(name, (sum(map(len, parts)), width), np.float32)
-    at = 0
-    for part in parts:
-        out[at : at + len(part)] = part
-        at += len(part)
-    return out
+    return np.concatenate(parts, out=out)
 
 
 def _as_it_is(record: Record) -> tuple[Codec, bytes]:

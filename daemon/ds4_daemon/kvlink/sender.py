@@ -7,6 +7,7 @@ Beside steps it takes its time (`pace`), unless the queue is half full or somebo
 No fault here reaches anyone but the log and the counters.
 """
 
+import itertools
 import math
 import threading
 import traceback
@@ -14,7 +15,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 
 import structlog
 from ds4.v1 import kvcache_pb2 as pb
@@ -22,7 +22,7 @@ from ds4.v1 import kvstore_pb2, types_pb2
 
 from ds4_daemon.kvlink.layout import Layout
 from ds4_daemon.kvlink.pace import Pace
-from ds4_daemon.kvlink.pack import pack
+from ds4_daemon.kvlink.pack import Codec, pack, pack_alike
 from ds4_daemon.kvlink.records import Save
 from ds4_daemon.kvlink.store import LinkError, Store
 
@@ -38,6 +38,7 @@ _DRAIN_S = 8.0
 # of NumPy, each of which takes the interpreter from the engine's thread, cost more than the rows.
 _ROWS_AT_ONCE = 256
 _BYTES_AT_ONCE = 262_144
+_BLOCKS_AT_ONCE = 8  # in haste
 _HAVE_S = 10.0
 _PUT_S = 30.0
 
@@ -130,7 +131,7 @@ class Sender:
                     return
                 batch = self._take()
             try:
-                for _, part in groupby(batch, key=lambda save: save.chain):
+                for _, part in itertools.groupby(batch, key=lambda save: save.chain):
                     self._send(list(part))
             except Exception:  # noqa: BLE001 (logged; other sessions are to be saved too)
                 _log.error("saving failed", trace=traceback.format_exc())
@@ -185,7 +186,8 @@ class Sender:
             _log.info("records refused", records=done.dropped, why=done.refusal.message)
 
     def _messages(self, saves: list[Save]) -> Iterator[pb.PutRequest]:
-        for header, data in self._packer.map(self._pack, saves):
+        packed = self._packer.map(self._pack, _alike(saves))
+        for header, data in itertools.chain.from_iterable(packed):
             step = self._store.chunk_bytes
             if self._sending.slow:
                 step = min(step, _BYTES_AT_ONCE)
@@ -196,22 +198,37 @@ class Sender:
                 yield pb.PutRequest(data=part)
             self.sent_bytes += len(data)
 
-    def _pack(self, save: Save) -> tuple[pb.RecordHeader, bytes]:
+    def _pack(self, saves: list[Save]) -> list[tuple[pb.RecordHeader, bytes]]:
         if self._packing.slow:
-            codec, data = pack(save.pieces, self._layout, _ROWS_AT_ONCE, self._packing.did)
+            packed = [
+                pack(save.pieces, self._layout, _ROWS_AT_ONCE, self._packing.did) for save in saves
+            ]
         else:
-            codec, data = pack(save.pieces, self._layout)
-        header = pb.RecordHeader(
-            key=save.key,
-            kind=_KINDS[save.kind is not None],
-            codec=kvstore_pb2.Codec.ValueType(codec.value),
-            depth=save.depth,
-            data_bytes=len(data),
-            crc32=zlib.crc32(data),
-            parent_key=save.parent_key,
-            token_ids=save.token_ids,
-            checkpoint_kind=kvstore_pb2.CheckpointKind.ValueType(
-                save.kind.value if save.kind else 0
-            ),
-        )
-        return header, data
+            packed = pack_alike([save.pieces for save in saves], self._layout)
+        return [
+            (_header(save, codec, data), data)
+            for save, (codec, data) in zip(saves, packed, strict=True)
+        ]
+
+
+def _alike(saves: list[Save]) -> Iterator[list[Save]]:
+    """Blocks a few at a time, which have one shape; checkpoints each alone."""
+    for is_block, part in itertools.groupby(saves, key=lambda save: save.kind is None):
+        some = list(part)
+        step = _BLOCKS_AT_ONCE if is_block else 1
+        for at in range(0, len(some), step):
+            yield some[at : at + step]
+
+
+def _header(save: Save, codec: Codec, data: bytes) -> pb.RecordHeader:
+    return pb.RecordHeader(
+        key=save.key,
+        kind=_KINDS[save.kind is not None],
+        codec=kvstore_pb2.Codec.ValueType(codec.value),
+        depth=save.depth,
+        data_bytes=len(data),
+        crc32=zlib.crc32(data),
+        parent_key=save.parent_key,
+        token_ids=save.token_ids,
+        checkpoint_kind=kvstore_pb2.CheckpointKind.ValueType(save.kind.value if save.kind else 0),
+    )
