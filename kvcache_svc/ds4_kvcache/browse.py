@@ -235,7 +235,8 @@ def _overwrite(store: Store) -> None:
     except KvError as error:
         raise RefusedError(
             "NOT_OVERWRITTEN",
-            f"what was purged is found no more, but its bytes are in the file still: {error.message}",
+            "what was purged is found no more, but its bytes are in the file still: "
+            f"{error.message}",
             "make room on the disk, then purge again and `ds4ctl cache compact`",
         ) from error
 
