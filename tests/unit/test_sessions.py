@@ -110,9 +110,9 @@ def test_a_fork_costs_no_prefill(network: Network, at: int | None, tokens: int) 
 
     async def body(engine: Engine, sessions: Sessions) -> None:
         answer = await finish(engine, sequence("1", FIRST, 4, session="mine"))
-        steps, source = engine.totals.steps, only(sessions)
+        prefilled, source = engine.totals.prefilled_tokens, only(sessions)
         moved = sessions.fork("mine", "other", at)
-        assert engine.totals.steps == steps
+        assert engine.totals.prefilled_tokens == prefilled == 300
         assert moved.info.tokens == tokens
         assert moved.recompute_tokens == (at or 303) - tokens
         both = {info.name: info for info in sessions.list()}
