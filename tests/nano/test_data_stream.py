@@ -138,15 +138,15 @@ def test_stream_repeats(folder: Path) -> None:
 
 def test_workers_take_turns(folder: Path) -> None:
     """Two workers' batches come in turn, each as its own stream gives them."""
-    stream = batches(folder, Phase.A, 256, 2, seed=7, workers=2)
+    stream = batches(folder, Phase.A, 768, 2, seed=7, workers=2)
     taken = [ids for ids, _ in islice(stream, 4)]
     stream.close()
     own: list[Iterator[tuple[np.ndarray, np.ndarray]]] = [
-        batches_of_one(folder, Phase.A, 256, 2, f"7/A/256/{place}") for place in range(2)
+        batches_of_one(folder, Phase.A, 768, 2, f"7/A/768/{place}") for place in range(2)
     ]
     for place, ids in enumerate(taken):
         assert np.array_equal(ids, next(own[place % 2])[0])
-        assert ids.shape == (2, 257) and ids.dtype == np.uint16
+        assert ids.shape == (2, 769) and ids.dtype == np.uint16
 
 
 def test_held_out_text_is_never_drawn(mixture: Mixture) -> None:
